@@ -1,0 +1,1 @@
+"""Runs trials and workers on Ray; the only home of ray."""

@@ -1,0 +1,120 @@
+"""Tables of a study: live while it runs, ranked at its end, and the winner beside the baselines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from raylg.console.terminal import table
+from raylg.search.ledger import TrialEvent
+from raylg.search.record import TrialRecord
+
+if TYPE_CHECKING:
+    from raylg.evaluation.benchmarks import PairScores
+
+STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "infeasible": "red", "failed": "red"}
+AUCS = ("val/auc@5", "val/auc@10", "val/auc@20")
+
+
+class LiveStudy:
+    """Shows each event of a study: as a table that is redrawn on a terminal, as one line each on a pipe."""
+
+    def __init__(self, out: Console, parameters: Sequence[str], num_pairs: int) -> None:
+        self._out, self._parameters, self._num_pairs = out, parameters, num_pairs
+        self._records: dict[int, TrialRecord] = {}
+        self._started = time.monotonic()
+        self._live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
+
+    def __enter__(self) -> LiveStudy:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def __call__(self, event: TrialEvent) -> None:
+        """Take an event."""
+        record = event.record
+        self._records[record.number] = record
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            return
+        elapsed = time.monotonic() - self._started
+        parts = [f"[{elapsed:6.0f} s] trial {record.number} {event.kind}"]
+        if event.kind in ("started", "resumed"):
+            parts.append(", ".join(f"{path}={shown(value)}" for path, value in record.values.items()))
+        elif record.objective is not None:
+            parts.append(f"{record.pairs_seen} pairs, {aucs(record)}{eta(record, self._num_pairs)}")
+        if event.kind == "finished":
+            parts.append(f"{record.state}{': ' + record.reason if record.reason else ''}")
+        self._out.print(": ".join(parts), markup=False)
+
+    def _table(self) -> Table:
+        elapsed = time.monotonic() - self._started
+        records = sorted(self._records.values(), key=lambda record: record.number)
+        return trial_table(f"{elapsed:.0f} s", records, self._parameters, self._num_pairs)
+
+
+def trial_table(title: str, records: Sequence[TrialRecord], parameters: Sequence[str], num_pairs: int) -> Table:
+    """One row per trial, in the order given; percent for AUC."""
+    result = table(title, ["trial", *parameters, "pairs", "AUC@5", "@10", "@20", "state"])
+    result.columns[-1].justify = "left"
+    for record in records:
+        values = [shown(record.values.get(path, "")) for path in parameters]
+        scores = [f"{100 * record.metrics[key]:.1f}" if key in record.metrics else "" for key in AUCS]
+        number = f"{record.number} (baseline)" if record.number == 0 else str(record.number)
+        state = record.state + (f": {record.reason}" if record.reason else "")
+        if record.state == "running":
+            state += eta(record, num_pairs)
+        result.add_row(number, *values, str(record.pairs_seen), *scores, state, style=STYLES.get(record.state, ""))
+    return result
+
+
+def comparison_table(scores: Mapping[str, PairScores], title: str) -> Table:
+    """Matchers on the same pairs: AUC and precision in percent, and how much better the first one is than each.
+
+    The interval is a 95 % bootstrap over images: it says how sure the difference is for these weights, not for another
+    training seed.
+    """
+    from raylg.evaluation.statistics import paired_difference
+
+    columns = ["matcher", "AUC@5", "@10", "@20", "precision", "matches", "first minus this, AUC@5"]
+    result = table(title, columns)
+    first = next(iter(scores.values()))
+    for name, score in scores.items():
+        metrics = score.metrics("x")
+        areas = [f"{100 * metrics[f'x/auc@{degrees}']:.1f}" for degrees in (5, 10, 20)]
+        precision = 100 * metrics[f"x/precision@{score.precision_threshold:g}px"]
+        difference = ""
+        if score is not first:
+            found = paired_difference(first, score, threshold=5.0)
+            difference = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        result.add_row(name, *areas, f"{precision:.1f}", f"{metrics['x/num_matches']:.0f}", difference)
+    return result
+
+
+def aucs(record: TrialRecord) -> str:
+    """AUC@5/10/20 in percent."""
+    return "AUC@5/10/20 " + "/".join(f"{100 * record.metrics.get(key, float('nan')):.1f}" for key in AUCS)
+
+
+def eta(record: TrialRecord, num_pairs: int) -> str:
+    """Minutes to the full budget at the present speed; nothing before there is a speed."""
+    speed = record.metrics.get("pairs_per_second", 0.0)
+    left = num_pairs - record.pairs_seen
+    return f", {left / speed / 60:.1f} min to full budget" if record.state == "running" and speed > 0 < left else ""
+
+
+def shown(value: object) -> str:
+    """A parameter value with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

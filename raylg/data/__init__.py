@@ -1,0 +1,1 @@
+"""Scene sources, feature shards and the stream of training pairs."""

@@ -1,0 +1,63 @@
+"""`python -m raylg.evaluate CHECKPOINT`: relative-pose AUC of a matcher beside mutual nearest neighbours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from raylg import config
+from raylg.console.study import comparison_table
+from raylg.console.terminal import console, guard, parser, progress_bar
+from raylg.errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return guard(_evaluate, sys.argv[1:] if argv is None else argv)
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    words = parser("evaluate", f"{__doc__} CHECKPOINT: a checkpoint, run or trial directory, or a LightGlue .pth file.")
+    words.add_argument("--split", default="val", choices=("train", "val", "test"), help="pairs to score (default: val)")
+    arguments = words.parse_args(argv)
+    paths = [word for word in arguments.overrides if "=" not in word]
+    if len(paths) != 1:
+        raise ConfigError(f"{' '.join(paths) or 'no checkpoint given'}: give one checkpoint, run or .pth file")
+    weights, stored = _find(Path(paths[0]).expanduser())
+    overrides = [word for word in arguments.overrides if word not in paths]
+    run = config.load(overrides, arguments.config or stored, arguments.config_dir).run
+
+    from raylg.evaluation.comparison import baselines, compare
+    from raylg.schema import override
+    from raylg.training.checkpoint import build_matcher
+    from raylg.training.features import ensure_features, open_split
+
+    run = override(run, {"model.matcher.weights": str(weights), "train.init_from": None})
+    matcher = build_matcher(run).eval()
+    with progress_bar("extracting features") as progress:
+        ensure_features(run, progress)
+    dataset = open_split(run, arguments.split)
+    matchers = {"LightGlue": matcher, **baselines()}
+    scores = compare(matchers, dataset, run.evaluation)
+    console().print(comparison_table(scores, f"{dataset.num_pairs} {arguments.split} pairs"))
+    return 0
+
+
+def _find(path: Path) -> tuple[Path, str | None]:
+    """Weights file, and the configuration beside it where there is one."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such checkpoint, run directory or weights file")
+    if path.is_dir():
+        # A run or trial directory stands for its last checkpoint, whose numbers are those of the run.
+        candidates = [path / "lightglue.pth", *sorted(path.glob("checkpoints/pairs-*/lightglue.pth"), reverse=True)]
+        found = next((file for file in candidates if file.is_file()), None)
+        if found is None:
+            raise ConfigError(f"{path}: no checkpoint in it; give a run or trial directory, or a LightGlue .pth file")
+        path = found
+    stored = path.with_name("config.json")
+    return path, str(stored) if stored.is_file() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Relative-pose scoring and the statistics of comparing matchers."""

@@ -1,0 +1,42 @@
+"""Options of scoring; free of torch. Together with the pair list they make the protocol hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raylg.schema import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How matches become a relative pose and a score."""
+
+    estimator: Literal["poselib"] = "poselib"
+    """Robust estimator: PoseLib's LO-RANSAC with bundle adjustment (MegaDepth-1500's best-known protocol)."""
+    ransac_threshold: float = 2.0
+    """Largest epipolar error of an inlier, pixels at extraction resolution (LightGlue README: 2)."""
+    ransac_max_iterations: int = 10_000
+    """Upper bound of RANSAC iterations; PoseLib's default is 100 000, which a hopeless pair spends in vain."""
+    ransac_seed: int = 0
+    """Seed of the sampler; the estimate is a pure function of matches and seed."""
+    precision_threshold: float = 3.0
+    """A match is correct within this symmetric epipolar distance in pixels."""
+    num_keypoints: int = 512
+    """Strongest keypoints used per image when scoring; its own option, so that trials which train with different
+    `data.num_keypoints` are scored alike."""
+    max_pairs: int | None = None
+    """At most this many pairs of a split, evenly spaced; null takes all."""
+    batch_size: int = 8
+    """Pairs matched at a time."""
+    num_threads: int = 2
+    """Threads of the robust estimator (it releases the GIL)."""
+
+    def __post_init__(self) -> None:
+        check(self.ransac_threshold > 0, "ransac_threshold", self.ransac_threshold, "above 0 px")
+        check(self.ransac_max_iterations >= 1, "ransac_max_iterations", self.ransac_max_iterations, "at least 1")
+        check(self.precision_threshold > 0, "precision_threshold", self.precision_threshold, "above 0 px")
+        check(self.num_keypoints >= 1, "num_keypoints", self.num_keypoints, "at least 1")
+        check(self.max_pairs is None or self.max_pairs >= 1, "max_pairs", self.max_pairs, "null or at least 1")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        check(self.num_threads >= 1, "num_threads", self.num_threads, "at least 1")

@@ -1,0 +1,1 @@
+"""Cameras, poses and the two-view relations between them."""

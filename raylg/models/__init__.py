@@ -1,0 +1,1 @@
+"""Networks and detectors, one file per paper."""

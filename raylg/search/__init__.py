@@ -1,0 +1,1 @@
+"""Search spaces, studies and the sampler; the only home of optuna."""

@@ -1,0 +1,1 @@
+"""Ground-truth labels, the matching loss and label-based metrics."""

@@ -1,0 +1,1 @@
+"""The trainer: plain PyTorch, which has never heard of Ray."""

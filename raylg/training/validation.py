@@ -1,0 +1,95 @@
+"""Scores of the validation pairs: relative pose, and agreement with the labels; the same for any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from raylg.data.stream import PairDataset, evaluation_indices
+from raylg.evaluation.benchmarks import PairScores, concatenate, score_pairs
+from raylg.models.lightglue import LightGlue
+from raylg.supervision.assignment_loss import matching_loss
+from raylg.supervision.ground_truth import ground_truth_matches
+from raylg.supervision.match_metrics import match_metrics
+from raylg.training.config import RunConfig
+from raylg.training.distributed import World
+from raylg.training.visualise import Side, match_figure
+
+SPLIT = "val"
+SUPERVISED = ("loss", "match_recall", "match_precision")
+
+
+def validate(
+    matcher: LightGlue, dataset: PairDataset, config: RunConfig, world: World
+) -> tuple[PairScores, dict[str, float]]:
+    """Score the validation pairs in float32, each once.
+
+    Every rank takes a run of neighbouring pairs, which lie in few shards, and gets the results of all ranks.
+
+    Returns:
+        scores: per pair.
+        metrics: ``val/...``; ``val/loss`` is the NLL of the last layer.
+    """
+    indices = evaluation_indices(dataset, config.evaluation.max_pairs)
+    mine = np.array_split(indices, world.size)[world.rank]
+    was_training = matcher.training
+    matcher.eval()
+    scores = None
+    if len(mine):
+        scores = score_pairs(matcher, dataset, config.evaluation, device=world.device, indices=mine)
+    supervised = _supervised(matcher, dataset, config, world, mine)
+    matcher.train(was_training)
+    gathered = concatenate([part for part in world.gather(scores) if part is not None])
+    means = np.concatenate(world.gather(supervised)).mean(axis=0)
+    return gathered, gathered.metrics(SPLIT) | {
+        f"{SPLIT}/{name}": float(value) for name, value in zip(SUPERVISED, means, strict=True)
+    }
+
+
+@torch.no_grad()
+def _supervised(
+    matcher: LightGlue, dataset: PairDataset, config: RunConfig, world: World, indices: np.ndarray
+) -> np.ndarray:
+    """float64 [n, 3], one column per entry of `SUPERVISED`."""
+    rows = [np.zeros((0, len(SUPERVISED)))]
+    for start in range(0, len(indices), config.evaluation.batch_size):
+        batch = dataset.batch(indices[start : start + config.evaluation.batch_size]).to(world.device)
+        view0, view1 = batch.view0, batch.view1
+        ground_truth = ground_truth_matches(batch, config.ground_truth)
+        last = matcher(view0, view1)[-1]
+        loss = matching_loss([last], ground_truth, config.loss, view0.mask, view1.mask).last
+        metrics = match_metrics(matcher.match(view0, view1), ground_truth)
+        columns = [loss, metrics["match_recall"], metrics["match_precision"]]
+        rows.append(torch.stack([column.double() for column in columns], dim=1).cpu().numpy())
+    return np.concatenate(rows)
+
+
+@torch.no_grad()
+def figures(
+    matcher: LightGlue, dataset: PairDataset, config: RunConfig, scores: PairScores, device: torch.device
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and picture, uint8 [H, W, 3], of `train.num_figures` validation pairs, evenly spaced and always the same.
+
+    Args:
+        matcher: the bare module.
+        dataset: validation pairs.
+        config: of the run.
+        scores: of the same validation.
+        device: where the matcher is.
+    """
+    count = min(config.train.num_figures, len(scores))
+    for row in np.linspace(0, len(scores) - 1, count).round().astype(int):
+        index = scores.indices[row : row + 1]
+        batch = dataset.batch(index).to(device)
+        matches = matcher.match(batch.view0, batch.view1).matches0[0].cpu().numpy()
+        ground_truth = ground_truth_matches(batch, config.ground_truth).gt_matches0[0].cpu().numpy()
+        sides = [
+            Side(image, view.keypoints[0].cpu().numpy(), tuple(view.image_size[0].tolist()))
+            for image, view in zip(dataset.thumbnails(index)[0], (batch.view0, batch.view1), strict=True)
+        ]
+        yield (
+            " - ".join(batch.names[0]),
+            match_figure(sides[0], sides[1], matches, ground_truth, float(scores.pose_error[row])),
+        )

@@ -1,0 +1,114 @@
+"""`python -m raylg.tune --space NAME`: search hyperparameters; the same command continues an interrupted search."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from raylg import config
+from raylg.config import Config
+from raylg.console.terminal import console, guard, parser, progress_bar
+
+if TYPE_CHECKING:
+    from raylg.search.record import TrialRecord
+    from raylg.search.space import SearchSpace
+    from raylg.search.study import StudyDirectory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return guard(_tune, sys.argv[1:] if argv is None else argv)
+
+
+def _tune(argv: Sequence[str]) -> int:
+    words = parser("tune", __doc__ or "")
+    words.add_argument("--space", required=True, help="search space: a name in search_spaces/, or a YAML file")
+    words.add_argument("--name", help="folder of the study under studies/ (default: name of the space)")
+    arguments = words.parse_args(argv)
+    loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
+    space = _checked_space(loaded, arguments.space, arguments.overrides, arguments.config_dir)
+
+    from raylg.console.study import LiveStudy, trial_table
+    from raylg.training.features import ensure_features
+
+    out = console()
+    with progress_bar("extracting features") as progress:
+        ensure_features(loaded.run, progress)
+    name = arguments.name or loaded.study.name or space.name
+    with _open(replace(loaded, study=replace(loaded.study, name=name)), space) as directory:
+        from raylg.cluster.session import RaySession
+        from raylg.cluster.tuner import run_search
+
+        parameters = [parameter.path for parameter in space.parameters]
+        num_pairs = loaded.train.num_pairs
+        out.print(f"study: {directory.path}    (stop at any time; the same command continues)")
+        with RaySession(loaded.scale) as session:
+            out.print(f"Ray dashboard: {session.dashboard_url}    curves: tensorboard --logdir {directory.path}/trials")
+            with LiveStudy(out, parameters, num_pairs) as live:
+                best = run_search(directory, session, live)
+        title = f"{directory.path}: {loaded.study.objective} on validation pairs, by which the best was chosen"
+        out.print(trial_table(title, directory.table(), parameters, num_pairs))
+        _compare(loaded, directory, best)
+        out.print(f"best: trial {best.number}, {directory.path / 'best.yaml'}")
+        out.print(f"next: python -m raylg.train --config {directory.path / 'best.yaml'}")
+    return 0
+
+
+def _checked_space(loaded: Config, name: str, overrides: Sequence[str], config_dir: str | None) -> SearchSpace:
+    """Everything that can be wrong with the input, before a machine or a minute is spent."""
+    from raylg.cluster.resources import check_fits
+    from raylg.search.space import SearchSpace
+    from raylg.training.features import check_inputs
+
+    found, mapping = config.load_space(name, config_dir)
+    space = SearchSpace.parse(mapping, found)
+    space.validate(loaded.run, config.fixed_paths(overrides))
+    check_fits(loaded.scale)
+    check_inputs(loaded.run)
+    return space
+
+
+def _open(loaded: Config, space: SearchSpace) -> StudyDirectory:
+    from raylg.data.stream import evaluation_indices
+    from raylg.evaluation.benchmarks import protocol_hash
+    from raylg.search.study import StudyDirectory, StudySetup
+    from raylg.training.features import open_split
+
+    dataset = open_split(loaded.run, "val")
+    protocol = protocol_hash(
+        loaded.evaluation,
+        data_hash=dataset.data_hash,
+        indices=evaluation_indices(dataset, loaded.evaluation.max_pairs),
+        filter_threshold=loaded.model.matcher.filter_threshold,
+        num_keypoints=loaded.evaluation.num_keypoints,
+    )
+    hashes = {"data": dataset.data_hash, "protocol": protocol}
+    return StudyDirectory(StudySetup(study=loaded.study, space=space, run=loaded.run, hashes=hashes))
+
+
+def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> None:
+    """Best, baseline and untrained matchers on pairs that chose nothing."""
+    from raylg.console.study import comparison_table
+    from raylg.evaluation.comparison import baselines, compare
+    from raylg.training.checkpoint import load_matcher
+    from raylg.training.features import has_split, open_split
+
+    if not has_split(loaded.run, "test"):
+        console().print("no test split: nothing is left to say how good the best is on pairs that did not choose it")
+        return
+    baseline = next(record for record in directory.records() if record.number == 0)
+    trials = {f"best (trial {best.number})": best, "baseline (trial 0)": baseline}
+    matchers = {
+        name: load_matcher(directory.trial_dir(record.number))[0]
+        for name, record in trials.items()
+        if record.state in ("complete", "stopped")
+    }
+    dataset = open_split(loaded.run, "test")
+    scores = compare({**matchers, **baselines()}, dataset, loaded.evaluation)
+    console().print(comparison_table(scores, f"{dataset.num_pairs} test pairs, which chose nothing"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

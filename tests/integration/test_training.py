@@ -1,0 +1,405 @@
+"""The trainer on a tiny data set: it learns, it resumes exactly, and two ranks do what one does."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, SplitCounts, write_manifest
+from raylg.data.shard import Shard, write_shard
+from raylg.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
+from raylg.evaluation.benchmarks import PairScores
+from raylg.schema import override
+from raylg.training import checkpoint
+from raylg.training.config import RunConfig
+from raylg.training.distributed import World
+from raylg.training.features import open_split
+from raylg.training.learner import Learner
+from raylg.training.local import train_here
+from raylg.training.reporter import read_metrics
+from raylg.training.trainer import TIMES, Trainer
+
+NUM_POINTS = 48
+WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
+BASE = {
+    "data.source": "shards",
+    "data.batch_size": 2,
+    "data.num_keypoints": NUM_POINTS,
+    "evaluation.num_keypoints": NUM_POINTS,
+    "model.matcher.descriptor_dim": 32,
+    "model.matcher.num_layers": 2,
+    "model.matcher.num_heads": 2,
+    "optim.lr": 1e-3,
+    "evaluation.num_threads": 1,
+    "train.num_figures": 0,
+}
+
+
+def jpeg() -> bytes:
+    import cv2
+
+    return cv2.imencode(".jpg", np.full((HEIGHT // 2, WIDTH // 2), 90, np.uint8))[1].tobytes()
+
+
+def tiny_shard(scene: str, split: str, num_images: int, seed: int) -> Shard:
+    """Views of one cloud of points, each seeing a random part of it at its exact depth."""
+    rng = np.random.default_rng(seed)
+    cloud = rng.uniform((-1, -0.8, 3), (1, 0.8, 5), (64, 3))
+    point_descriptors = rng.normal(size=(64, 128))
+    keypoints, descriptors, depth, T_w2c = [], [], [], []
+    for _ in range(num_images):
+        T = np.eye(4)
+        angle = rng.uniform(-0.1, 0.1)
+        T[:3, :3] = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+        T[:3, 3] = rng.uniform(-0.3, 0.3, 3)
+        seen = rng.permutation(64)[:NUM_POINTS]
+        points = cloud[seen] @ T[:3, :3].T + T[:3, 3]
+        keypoints.append(points[:, :2] / points[:, 2:] * FOCAL + (WIDTH / 2, HEIGHT / 2))
+        noisy = point_descriptors[seen] + 0.3 * rng.normal(size=(NUM_POINTS, 128))
+        descriptors.append(noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
+        depth.append(points[:, 2])
+        T_w2c.append(T)
+    count = num_images * NUM_POINTS
+    pairs = np.array([(i, j) for i in range(num_images) for j in range(i + 1, num_images)], np.int32)
+    return Shard(
+        keypoints=np.concatenate(keypoints).astype(np.float32),
+        keypoint_scores=np.ones(count, np.float32),
+        descriptors=np.concatenate(descriptors).astype(np.float16),
+        depth_keypoints=np.concatenate(depth).astype(np.float32),
+        scales=np.full(count, 2, np.float32),
+        oris=np.zeros(count, np.float32),
+        offsets=np.arange(num_images + 1, dtype=np.int64) * NUM_POINTS,
+        camera=np.tile([FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2], (num_images, 1)).astype(np.float64),
+        T_w2c=np.stack(T_w2c),
+        image_size=np.tile([WIDTH, HEIGHT], (num_images, 1)).astype(np.int32),
+        names=tuple(f"{i}.png" for i in range(num_images)),
+        thumbnails=(jpeg(),) * num_images,
+        pairs=pairs,
+        overlap=np.full(len(pairs), 0.5, np.float32),
+        scene=scene,
+        split=split,
+    )
+
+
+def write_features(folder: Path, shards: dict[str, Shard]) -> Path:
+    folder.mkdir()
+    entries = tuple(write_shard(folder / f"{name}.h5", shard) for name, shard in shards.items())
+    counts = {entry.split: SplitCounts(num_images=entry.num_images, num_pairs=entry.num_pairs) for entry in entries}
+    made = CreatedBy(version="0", git_sha=None, command="test", config={}, fingerprint="")
+    extractor = ExtractorInfo(
+        name="sift", weights_sha256=None, settings={"max_num_keypoints": NUM_POINTS}, descriptor_dim=128
+    )
+    write_manifest(folder, Manifest(name="tiny", created_by=made, extractor=extractor, splits=counts, shards=entries))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    """10 training pairs, 3 validation pairs."""
+    shards = {"train": tiny_shard("a", "train", 5, seed=0), "val": tiny_shard("b", "val", 3, seed=1)}
+    return write_features(tmp_path_factory.mktemp("features") / "tiny", shards)
+
+
+def config_for(features: Path, **changes) -> RunConfig:
+    values = {key.replace("__", "."): value for key, value in changes.items()}
+    return override(RunConfig(), BASE | {"data.path": [str(features)]} | values)
+
+
+class Recorder:
+    """Keeps what is reported; interrupts the run when told to."""
+
+    def __init__(self, interrupt_at: int | None = None) -> None:
+        self.reports: list[dict[str, float]] = []
+        self.interrupt_at = interrupt_at
+
+    def report(self, metrics, checkpoint):
+        assert checkpoint is None or (checkpoint / "state.pt").is_file()
+        self.reports.append({key: value for key, value in metrics.items() if key not in TIMES})
+        if metrics["pairs_seen"] == self.interrupt_at:
+            raise KeyboardInterrupt
+
+
+def train(config: RunConfig, workdir: Path, *, resume_from=None, recorder=None) -> list[dict[str, float]]:
+    recorder = recorder or Recorder()
+    Trainer(config, World(), recorder, workdir).fit(resume_from)
+    return recorder.reports
+
+
+def test_two_pairs_are_learnt_by_heart(tmp_path):
+    shard = tiny_shard("a", "train", 3, seed=0)
+    two = {"pairs": shard.pairs[:2], "overlap": shard.overlap[:2]}
+    values = {name: getattr(shard, name) for name in shard.__dataclass_fields__}
+    shards = {split: Shard(**(values | two | {"split": split})) for split in ("train", "val")}
+    config = config_for(
+        write_features(tmp_path / "features", shards),
+        train__num_pairs=320,
+        train__report_every=320,
+        optim__lr=2e-3,
+    )
+    (report,) = train(config, tmp_path / "run")
+    assert report["val/match_recall"] > 0.95
+    assert report["val/match_precision"] > 0.95
+    assert report["val/auc@5"] > 0.7
+    assert report["val/loss"] < 0.5
+
+
+def test_reports_come_at_multiples_and_at_the_end(features, tmp_path):
+    config = config_for(features, train__num_pairs=19, train__report_every=7, data__batch_size=4, train__log_every=4)
+    recorder = Recorder()
+    final = Trainer(config, World(), recorder, tmp_path).fit()
+    assert [report["pairs_seen"] for report in recorder.reports] == [8, 16, 20]
+    assert [report["epoch"] for report in recorder.reports] == [0.8, 1.6, 2.0]
+    assert {key: value for key, value in final.items() if key not in TIMES} == recorder.reports[-1]
+    expected = {"train/loss", "train/nll_pos", "train/nll_neg", "train/lr", "train/grad_norm", "skipped_steps"}
+    expected |= {f"val/{name}" for name in ("auc@5", "auc@10", "auc@20", "mean_auc", "precision@3px", "num_matches")}
+    expected |= {"val/match_recall", "val/match_precision", "val/loss", *TIMES}
+    assert expected <= set(final)
+    assert all(math.isfinite(value) for value in final.values())
+    assert read_metrics(tmp_path)[-1] == final
+    curve = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [point.step for point in curve] == [4, 8, 12, 16, 20]
+
+
+def test_run_directory_is_complete_at_the_end(features, tmp_path):
+    config = config_for(features, train__num_pairs=12, train__report_every=2, train__num_figures=2)
+    train(config, tmp_path)
+    kept = checkpoint.checkpoints(tmp_path)
+    assert kept[-1].name == "pairs-000000000012"
+    assert len(kept) <= 2  # the last and the best
+    best = max(read_metrics(tmp_path), key=lambda record: record["val/mean_auc"])
+    assert checkpoint.name(int(best["pairs_seen"])) in [path.name for path in kept]
+    scores = PairScores.load(tmp_path / "pairs.npz")
+    assert len(scores) == 3
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Tags()["images"]) == 2
+    matcher, stored = checkpoint.load_matcher(tmp_path)
+    assert stored == config
+    assert matcher.config.num_layers == 2
+
+
+RESUMABLE = {
+    "train__num_pairs": 24,
+    "train__report_every": 8,
+    "train__log_every": 4,
+    "optim__ema_pairs": 10.0,
+    "optim__warmup_pairs": 6,
+}
+
+
+def final_state(workdir: Path) -> dict:
+    return torch.load(checkpoint.latest(workdir) / "state.pt", weights_only=True)
+
+
+def assert_same(a, b, where="") -> None:
+    """Equal bit for bit, but for times."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - set(TIMES):
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("interrupted", ["at a report", "between reports"])
+def test_interrupted_and_resumed_is_uninterrupted(features, tmp_path, monkeypatch, interrupted):
+    config = config_for(features, **RESUMABLE)
+    whole = train(config, tmp_path / "whole")
+
+    if interrupted == "at a report":
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts", recorder=Recorder(interrupt_at=8))
+    else:
+        step = Learner.step
+
+        def step_until_killed(self, batch, pairs_seen):
+            if pairs_seen == 14:
+                raise KeyboardInterrupt
+            return step(self, batch, pairs_seen)
+
+        monkeypatch.setattr(Learner, "step", step_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts")
+        monkeypatch.undo()
+    resume_from = checkpoint.latest(tmp_path / "parts")
+    assert resume_from.name == "pairs-000000000008"
+    rest = train(config, tmp_path / "parts", resume_from=resume_from)
+    assert rest == whole[1:]
+    assert_same(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+    records = [[(r["pairs_seen"], r["val/loss"]) for r in read_metrics(tmp_path / run)] for run in ("parts", "whole")]
+    assert records[0] == records[1]
+
+
+def test_same_configuration_gives_the_same_run_and_another_seed_another(features, tmp_path):
+    config = config_for(features, train__num_pairs=4)
+    reports = train(config, tmp_path / "a")
+    torch.rand(3)  # another state of the global generator
+    assert train(config, tmp_path / "b") == reports
+    assert train(override(config, {"seed": 1}), tmp_path / "c") != reports
+
+
+def test_finished_run_returns_its_metrics_at_once(features, tmp_path):
+    config = config_for(features, train__num_pairs=4)
+    final = Trainer(config, World(), Recorder(), tmp_path).fit()
+    again = Recorder()
+    assert Trainer(config, World(), again, tmp_path).fit(checkpoint.latest(tmp_path)) == final
+    assert again.reports == []
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_starting_anew_or_earlier_leaves_no_later_checkpoint(features, tmp_path, monkeypatch):
+    config = config_for(features, train__num_pairs=8, train__report_every=4)
+    train(config, tmp_path)
+    later = checkpoint.latest(tmp_path)
+    earlier = tmp_path / "copy" / checkpoint.name(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "short", recorder=Recorder(interrupt_at=4))
+    shutil.copytree(checkpoint.latest(tmp_path / "short"), earlier)
+
+    monkeypatch.setattr(Learner, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, resume_from=earlier)
+    assert not later.exists()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def interrupt(self, batch, pairs_seen):
+    raise KeyboardInterrupt
+
+
+def test_longer_budget_continues_a_finished_run(features, tmp_path):
+    config = config_for(features, train__num_pairs=8, train__report_every=4, optim__decay="none")
+    longer = override(config, {"train.num_pairs": 12})
+    whole = train(longer, tmp_path / "whole")
+    train(config, tmp_path / "parts")
+    rest = train(longer, tmp_path / "parts", resume_from=checkpoint.latest(tmp_path / "parts"))
+    assert rest == whole[2:]
+
+
+def test_data_may_move_but_not_change(features, tmp_path):
+    config = config_for(features, train__num_pairs=4, train__report_every=2)
+    train(config, tmp_path / "run")
+    last = checkpoint.latest(tmp_path / "run")
+    moved = tmp_path / "moved"
+    moved.symlink_to(features)
+    train(override(config, {"data.path": [str(moved)]}), tmp_path / "run", resume_from=last)
+    other = write_features(tmp_path / "other", {s: tiny_shard(s, s, 3, seed=9) for s in ("train", "val")})
+    with pytest.raises(CheckpointError, match="data with hash"):
+        train(override(config, {"data.path": [str(other)]}), tmp_path / "run", resume_from=last)
+
+
+def test_second_stage_starts_from_the_first(features, tmp_path):
+    config = config_for(features, train__num_pairs=2)
+    train(config, tmp_path / "first")
+    second = override(config, {"train.init_from": str(tmp_path / "first"), "optim.lr": 1e-9})
+    train(second, tmp_path / "second")
+    first, _ = checkpoint.load_matcher(tmp_path / "first")
+    matcher, _ = checkpoint.load_matcher(tmp_path / "second")
+    torch.testing.assert_close(matcher.state_dict(), first.state_dict(), atol=1e-7, rtol=0)
+
+
+def test_shards_of_another_extractor_are_refused(features):
+    config = config_for(features, model__extractor__name="superpoint")
+    with pytest.raises(ConfigError, match=r"model.extractor.name = 'superpoint'.*'sift'"):
+        open_split(config, "train")
+    with pytest.raises(ConfigError, match="no pairs in split 'test'"):
+        open_split(config_for(features), "test")
+
+
+def test_run_here_continues_by_itself(features, tmp_path):
+    config = config_for(features, train__num_pairs=8, train__report_every=4, optim__decay="none")
+    lines: list[str] = []
+    train_here(config, tmp_path, lines.append)
+    assert len(lines) == 2
+    final = train_here(override(config, {"train.num_pairs": 12}), tmp_path, lines.append)
+    assert final["pairs_seen"] == 12
+    assert [line.split(",")[0] for line in lines[3:]] == ["12 pairs (100%)"]
+    assert "continuing" in lines[2]
+
+
+def test_full_memory_names_what_to_make_smaller(features, tmp_path, monkeypatch):
+    def step(self, batch, pairs_seen):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(OutOfMemory, match=r"2 pairs.*48 keypoints.*micro_batch_size=1"):
+        train(config_for(features), tmp_path)
+
+
+def in_group(rank: int, size: int, port: int, folder: str, config_values: dict, task: str) -> None:
+    """One of `size` processes of a run."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    config = override(RunConfig(), config_values)
+    recorder = Recorder()
+    outcome = "finished"
+    if task == "poison" and rank == 1:
+        step = Learner.step
+
+        def poisoned(self, batch, pairs_seen):
+            if pairs_seen >= 4:
+                batch.view0.descriptors[:] = math.inf
+            return step(self, batch, pairs_seen)
+
+        Learner.step = poisoned
+    try:
+        Trainer(config, World(rank, size), recorder, Path(folder) / "run").fit(None)
+    except TrainingDiverged:
+        outcome = "diverged"
+    result = {"reports": recorder.reports, "outcome": outcome}
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def run_in_group(folder: Path, config_values: dict, task: str = "train") -> list[dict]:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_group, args=(2, port, str(folder), config_values, task), nprocs=2)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_ranks_are_one(features, tmp_path):
+    changes = {
+        "data.batch_size": 4,
+        "train.num_pairs": 24,
+        "train.report_every": 4,
+        "train.micro_batch_size": 1,
+        "loss.confidence_weight": 0.0,
+    }
+    values = BASE | {"data.path": [str(features)]} | changes
+    alone = train(override(RunConfig(), values), tmp_path / "alone")
+    first, second = run_in_group(tmp_path, values | {"scale.num_workers": 2})
+    assert first["reports"] == second["reports"]
+    assert len(alone) == len(first["reports"]) == 6
+    for report, reference in zip(first["reports"], alone, strict=True):
+        assert report["train/loss"] == pytest.approx(reference["train/loss"], abs=1e-5)
+        assert report["train/grad_norm"] == pytest.approx(reference["train/grad_norm"], rel=1e-3)
+        assert report["val/loss"] == pytest.approx(reference["val/loss"], abs=1e-4)
+    assert len(PairScores.load(tmp_path / "run" / "pairs.npz")) == 3
+
+
+def test_ranks_agree_to_skip_and_to_give_up(features, tmp_path):
+    changes = {"train.num_pairs": 40, "train.report_every": 4, "train.max_skipped_steps": 2}
+    values = BASE | {"data.path": [str(features)], "scale.num_workers": 2} | changes
+    first, second = run_in_group(tmp_path, values, task="poison")
+    assert [first["outcome"], second["outcome"]] == ["diverged", "diverged"]
+    assert first["reports"] == second["reports"]
+    assert [report["skipped_steps"] for report in first["reports"]] == [0.0, 2.0]

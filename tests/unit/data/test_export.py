@@ -1,0 +1,202 @@
+"""Many scenes: processes, progress, failures with names, what is done when it is called again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raylg.data.export import export_features
+from raylg.data.manifest import data_hash, read_manifest
+from raylg.errors import ConfigError, EnvironmentUnfitError, RaylgError, ShardError
+from tests.unit.data.scenes import FakeExtractor, FakeSource, export_options
+
+MANY = FakeSource(names=tuple((f"scene {i}", "val" if i == 3 else "train") for i in range(4)))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_manifest_and_files(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    manifest = export_features(FakeSource(), FakeExtractor, out, export_options(images_per_shard=4))
+    assert read_manifest(out) == manifest
+    assert {entry.file for entry in manifest.shards} | {"manifest.json"} == set(files(out))
+    assert {split: (c.num_images, c.num_pairs) for split, c in manifest.splits.items()} == {
+        "train": (12, 18),
+        "val": (6, 9),
+    }
+    assert [entry.scene for entry in manifest.shards] == sorted(
+        (entry.scene for entry in manifest.shards), key=["one", "two", "three"].index
+    )
+
+
+def test_processes_give_the_same_data(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    alone = export_features(MANY, FakeExtractor, tmp_path / "alone", export_options())
+    shared = export_features(
+        MANY, FakeExtractor, tmp_path / "shared", export_options(num_processes=2), lambda *p: told.append(p)
+    )
+    assert alone == shared
+    assert told[-1] == (24, 24)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_finished_export_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    source, out = replace(FakeSource(), log=log), tmp_path / "out"
+    first = export_features(source, FakeExtractor, out, export_options())
+    log.unlink()
+    assert export_features(source, FakeExtractor, out, export_options()) == first
+    assert not log.exists()
+    with pytest.raises(ConfigError, match=r"already holds the features 'fake' \(fake, made by `test`\)"):
+        export_features(source, FakeExtractor, out, export_options(fingerprint="other"))
+
+
+def test_failure_names_the_scene_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    with pytest.raises(RaylgError, match="scene 'three': ValueError: no such thing"):
+        export_features(replace(FakeSource(log=log), broken="three"), FakeExtractor, out, export_options())
+    assert not (out / "manifest.json").exists()
+    log.unlink()
+    manifest = export_features(FakeSource(log=log), FakeExtractor, out, export_options())
+    assert len(log.read_text().split()) == 6
+    assert manifest == export_features(FakeSource(), FakeExtractor, tmp_path / "again", export_options())
+    assert not (out / ".progress").exists()
+
+
+@dataclass(frozen=True)
+class Fails:
+    error: Exception
+
+    def __call__(self, image: np.ndarray) -> None:
+        raise self.error
+
+
+def raise_error(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(28, "No space left on device"), EnvironmentUnfitError),
+        (ShardError("broken"), ShardError),
+        (KeyError("x"), RaylgError),
+    ],
+)
+@pytest.mark.parametrize("when", ["making", "calling"])
+def test_kinds_of_failure(tmp_path: Path, error: Exception, kind: type[Exception], when: str) -> None:
+    make = partial(raise_error, error) if when == "making" else partial(Fails, error)
+    with pytest.raises(RaylgError, match="scene 'one'") as raised:
+        export_features(FakeSource(), make, tmp_path, export_options())
+    assert type(raised.value) is kind
+    assert raised.value.__cause__ is error
+
+
+def kill_oneself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_process(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=r"was killed.*repeat the command"):
+        export_features(MANY, kill_oneself, tmp_path, export_options(num_processes=2))
+
+
+def test_what_other_options_left_unfinished_is_discarded(tmp_path: Path) -> None:
+    broken = replace(FakeSource(), broken="three")
+    with pytest.raises(RaylgError):
+        export_features(broken, FakeExtractor, tmp_path, export_options(images_per_shard=4))
+    assert "one-001.h5" in files(tmp_path)
+    options = export_options(fingerprint="other")
+    manifest = export_features(FakeSource(names=(("two", "train"),)), FakeExtractor, tmp_path, options)
+    assert files(tmp_path) == ["manifest.json", "two-000.h5"]
+    assert manifest.created_by.fingerprint == "other"
+
+
+def test_scenes_without_pairs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass(frozen=True)
+    class OneEmpty(FakeSource):
+        def load(self, scene):  # noqa: ANN001, ANN202
+            return replace(self, reach=0 if scene.name == "two" else 2)._load(scene)
+
+        def _load(self, scene):  # noqa: ANN001, ANN202
+            return FakeSource.load(self, scene)
+
+    manifest = export_features(OneEmpty(), FakeExtractor, tmp_path / "some", export_options())
+    assert "1 of 3 scenes have no pair of images: two" in caplog.text
+    assert {entry.scene for entry in manifest.shards} == {"one", "three"}
+    with pytest.raises(ConfigError, match=r"none of the 3 scenes has a pair.*data\.min_overlap"):
+        export_features(FakeSource(reach=0), FakeExtractor, tmp_path / "none", export_options())
+
+
+@pytest.mark.parametrize("names", [(), (("a", "train"), ("a", "val"))])
+def test_names_of_scenes(tmp_path: Path, names: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(ConfigError, match="share a name: a" if names else "no scenes"):
+        export_features(FakeSource(names=names), FakeExtractor, tmp_path, export_options())
+
+
+def test_data_hash_follows_the_extractor(tmp_path: Path) -> None:
+    first = export_features(FakeSource(), FakeExtractor, tmp_path / "a", export_options())
+    other = export_features(FakeSource(), partial(FakeExtractor, 5), tmp_path / "b", export_options())
+    assert data_hash(first) != data_hash(other)
+
+
+PROGRAM = """
+    import sys, time
+    from pathlib import Path
+    from raylg.data.export import export_features
+    from tests.unit.data.scenes import FakeExtractor, FakeSource, export_options
+
+    class Slow(FakeExtractor):
+        def __call__(self, image):
+            time.sleep(0.05)
+            return super().__call__(image)
+
+    if __name__ == "__main__":
+        names = tuple((str(i), "train") for i in range(40))
+        export_features(FakeSource(names=names), Slow, Path(sys.argv[1]), export_options(num_processes=2))
+"""
+
+
+def test_killed_parent_leaves_no_process_and_its_work_is_continued(tmp_path: Path) -> None:
+    out, script = tmp_path / "out", tmp_path / "program.py"
+    script.write_text(textwrap.dedent(PROGRAM))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(script), str(out)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        await_true(lambda: len(list(out.glob("*.h5"))) >= 2, 60)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        assert len(children) >= 2
+    finally:
+        parent.kill()
+        parent.wait()
+    await_true(lambda: not any(is_running(pid) for pid in children), 10)
+    finished = len(list((out / ".progress").glob("*.json")))
+    log = tmp_path / "log"
+    source = FakeSource(names=tuple((str(i), "train") for i in range(40)), log=log)
+    export_features(source, FakeExtractor, out, export_options())
+    assert len(log.read_text().split()) == 6 * (40 - finished)
+    assert len(files(out)) == 41
+
+
+def await_true(condition, seconds: float) -> None:  # noqa: ANN001
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def is_running(pid: str) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
