@@ -143,7 +143,8 @@ def _parse(words: Sequence[str]) -> list[Override]:
 
 def _forced(override: Override) -> str:
     """Let Hydra accept any key; `build` then reports all unknown ones at once, each with the nearest name."""
-    return override.input_line if override.is_delete() else "++" + (override.input_line or "").lstrip("+")
+    line = override.input_line or ""
+    return line if override.is_delete() else "++" + line.lstrip("+")
 
 
 def _check_choices(overrides: Sequence[Override], groups: set[str], folders: Sequence[Path]) -> None:

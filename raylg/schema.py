@@ -12,7 +12,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from raylg.errors import ConfigError
@@ -118,7 +118,7 @@ def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
 def _coerce(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
     """Check `value` against an annotation.
 
-    The only conversions: int to float, list to tuple, and one text to a tuple of one, so that ``data.path=FOLDER`` works.
+    The only conversions: int to float, list to tuple, one text to a tuple of one (so that ``data.path=FOLDER`` works).
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -127,24 +127,27 @@ def _coerce(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         (hint,) = (a for a in args if a is not type(None))
         return _coerce(hint, value, path, problems)
     if origin is typing.Literal:
-        if value in args:
-            return value
-        problems.append(f"{path} = {value!r}: choose one of {', '.join(map(str, args))}{_nearest(value, args)}")
-        return None
+        if value not in args:
+            known = [str(choice) for choice in args]
+            problems.append(f"{path} = {value!r}: choose one of {', '.join(known)}{nearest(str(value), known)}")
+        return value
     if origin is tuple:
-        if isinstance(value, str) and args == (str, ...):
-            return (value,)
-        if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(value) == len(args)):
-            element_hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
-            return tuple(_coerce(h, v, f"{path}[{i}]", problems) for i, (h, v) in enumerate(zip(element_hints, value)))
-        problems.append(f"{path} = {value!r}: expected a list, like [1, 2]")
-        return None
+        return _coerce_tuple(args, value, path, problems)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    problems.append(f"{path} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return None
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        problems.append(f"{path} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> tuple[Any, ...] | None:
+    is_any_length = args[-1] is Ellipsis
+    values = [value] if isinstance(value, str) and args == (str, ...) else value
+    if not isinstance(values, list | tuple) or not (is_any_length or len(values) == len(args)):
+        problems.append(f"{path} = {value!r}: expected a list, like [1, 2]")
+        return None
+    elements = [args[0]] * len(values) if is_any_length else list(args)
+    return tuple(_coerce(elements[i], each, f"{path}[{i}]", problems) for i, each in enumerate(values))
 
 
 def check(condition: bool, name: str, value: Any, allowed: str) -> None:
@@ -157,14 +160,10 @@ def check(condition: bool, name: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"{name} = {value!r}: must be {allowed}")
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'lr'?``, or nothing when no known name is close."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
-
-
-def _nearest(value: Any, known: typing.Iterable[Any]) -> str:
-    return nearest(str(value), map(str, known))
 
 
 def _field_names(value: Any) -> list[str]:

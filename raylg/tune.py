@@ -44,7 +44,7 @@ def _tune(argv: Sequence[str]) -> int:
         parameters = [parameter.path for parameter in space.parameters]
         num_pairs = loaded.train.num_pairs
         out.print(f"study: {directory.path}    (stop at any time; the same command continues)")
-        with RaySession(loaded.scale) as session:
+        with RaySession(loaded.scale, directory.path / "ray.log") as session:
             out.print(f"Ray dashboard: {session.dashboard_url}    curves: tensorboard --logdir {directory.path}/trials")
             with LiveStudy(out, parameters, num_pairs) as live:
                 best = run_search(directory, session, live)

@@ -97,7 +97,7 @@ class LedgerScheduler(_NotSaved, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """The trial crashed; Tune calls this for every crash, so those that are retried are left out."""
-        if not trial.should_recover():
+        if not trial.should_recover():  # type: ignore[no-untyped-call]
             self._fail(trial.config[NUMBER], error_text(trial))
 
     def _fail(self, number: int, reason: str) -> None:

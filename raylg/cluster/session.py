@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 from ray._private import ray_constants
-from ray._private.worker import BaseContext
+from ray._private import worker as ray_worker
 
 from raylg.cluster.resources import Resources, check_fits, joins_cluster
 from raylg.errors import EnvironmentUnfitError
@@ -74,12 +74,14 @@ class RaySession:
                 "start the cluster with --include-dashboard=true"
             )
         self._redirect_messages()
+        ray_worker._worker_logs_enabled = False  # "a worker died": the study says so itself, and that it goes on
         self.dashboard_url = f"http://{context.dashboard_url}"
         return self
 
     def __exit__(self, *_: object) -> None:
         ray.shutdown()  # a cluster that we joined keeps running
         ray_constants.ENABLE_RAY_CLUSTER = self._cluster_enabled
+        ray_worker._worker_logs_enabled = True
         if self._temp_dir is not None:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
         for name, value in self._environment.items():
@@ -98,7 +100,7 @@ class RaySession:
     def _address(self) -> str:
         return self._scale.address or os.environ.get("RAY_ADDRESS", "auto")
 
-    def _start(self) -> BaseContext:
+    def _start(self) -> ray_worker.BaseContext:
         port, dashboard_port = _free_ports(2)
         self._set_environment(
             {
@@ -125,7 +127,7 @@ class RaySession:
             _temp_dir=str(self._temp_dir),
         )
 
-    def _join(self) -> BaseContext:
+    def _join(self) -> ray_worker.BaseContext:
         return ray.init(
             address=self._address,
             log_to_driver=False,

@@ -72,9 +72,7 @@ def run_search(
     return best
 
 
-def _tune(
-    directory: StudyDirectory, session: RaySession, ledger: Ledger, scheduler: LedgerScheduler, fit: Fit
-) -> None:
+def _tune(directory: StudyDirectory, session: RaySession, ledger: Ledger, scheduler: LedgerScheduler, fit: Fit) -> None:
     setup = directory.setup
     scale: ScaleConfig = setup.run.scale
     available = session.resources
@@ -138,12 +136,15 @@ def _why_none(directory: StudyDirectory) -> str:
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that Ray is shut down; only the main thread may."""
+    """Turn SIGTERM into SystemExit(75), so that Ray is shut down; only the main thread may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    received = threading.Event()
+
     def leave(signum: int, frame: FrameType | None) -> None:
+        received.set()
         sys.exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGTERM, leave)
@@ -151,3 +152,5 @@ def _sigterm_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+        if received.is_set():
+            sys.exit(INTERRUPTED)  # again, because Ray turns an exit during one of its waits into exit code 1

@@ -77,11 +77,9 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     yield update
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are right-aligned."""
+def table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table whose first column is text and whose others are right-aligned."""
     result = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        result.add_row(*row)
     return result

@@ -163,7 +163,7 @@ def _divide_by_scene(workspaces: Sequence[Workspace], split: SplitConfig) -> dic
     if num_val + num_test > 0 and num_val + num_test >= len(rest):
         raise ConfigError(
             f"data.split.by=scene: {len(rest)} workspace(s) cannot give {num_val} for validation, {num_test} for "
-            "testing and one for training; set data.split.by=image, or data.split.val_fraction=0, or give more workspaces"
+            "testing and one for training; set data.split.by=image or data.split.val_fraction=0, or give more"
         )
     val = {*split.val, *rest[:num_val]}
     test = {*split.test, *rest[num_val : num_val + num_test]}

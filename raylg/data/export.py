@@ -14,7 +14,15 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,6 +126,8 @@ class _Worker:
 
     def __init__(self, job: _Job, events: _Queue) -> None:
         self.job, self.events = job, events
+        self.stopped = False
+        """Set from another thread: the scene ends at its next image, and what is finished of it is kept."""
 
     @cached_property
     def exporter(self) -> SceneExporter:
@@ -127,6 +137,8 @@ class _Worker:
         return self.exporter.export(ref, self.job.source.load)
 
     def _tell(self, ref: SceneRef, done: int, total: int) -> None:
+        if self.stopped:
+            raise CancelledError
         self.events.put((ref.name, done, total))
 
 
@@ -162,10 +174,12 @@ def _export_scenes(
     num_processes = min(job.options.num_processes or len(os.sched_getaffinity(0)), len(refs))
     executor: Executor
     events: _Queue
+    local: _Worker | None = None
     task: Callable[[SceneRef], SceneRecord]
     if num_processes <= 1:
         events = queue.SimpleQueue()
-        executor, task = ThreadPoolExecutor(1), _Worker(job, events).export
+        local = _Worker(job, events)
+        executor, task = ThreadPoolExecutor(1), local.export
     else:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks of torch and OpenCV
         events = context.SimpleQueue()
@@ -175,7 +189,9 @@ def _export_scenes(
         try:
             _watch(futures, events, progress)
             return [_result(future, ref) for future, ref in zip(futures, refs, strict=True) if not future.cancelled()]
-        finally:
+        finally:  # after Ctrl-C too, which processes notice by themselves
+            if local is not None:
+                local.stopped = True
             executor.shutdown(wait=True, cancel_futures=True)
 
 

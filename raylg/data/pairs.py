@@ -54,7 +54,8 @@ def _fair_quotas(available: np.ndarray, total: int) -> np.ndarray:
 def group_pairs(pairs: np.ndarray, max_images: int) -> list[np.ndarray]:
     """Divide the pairs of a scene into groups that touch few images each, so that a group fits one shard.
 
-    Greedy: a group grows by the image that has most pairs with it, so that few images are in several groups.
+    Greedy: a group grows by the image that has most pairs with it, so that few images are in several groups. Images of
+    earlier groups go first, then those with few pairs left, so that few images wait for their last group.
 
     Args:
         pairs: int [P, 2], indices of images.
@@ -65,23 +66,25 @@ def group_pairs(pairs: np.ndarray, max_images: int) -> list[np.ndarray]:
     """
     assert max_images >= 2, f"max_images = {max_images}: a pair has two images"
     remaining = np.arange(len(pairs))
+    used = np.zeros(pairs.max(initial=-1) + 1, dtype=bool)
     groups = []
     while len(remaining):
-        chosen = _closely_linked(pairs[remaining], max_images)
+        chosen = _closely_linked(pairs[remaining], max_images, used)
+        used |= chosen
         inside = chosen[pairs[remaining]].all(axis=1)
         groups.append(remaining[inside])
         remaining = remaining[~inside]
     return groups
 
 
-def _closely_linked(pairs: np.ndarray, max_images: int) -> np.ndarray:
-    """Mask over images of at most `max_images` that share many of the `pairs`, at least one."""
-    degree = np.bincount(pairs.ravel())
+def _closely_linked(pairs: np.ndarray, max_images: int, used: np.ndarray) -> np.ndarray:
+    """Mask over images of at most `max_images` that share many of the `pairs`, at least one; preferably `used` ones."""
+    degree = np.bincount(pairs.ravel(), minlength=len(used))
     num_links = np.zeros_like(degree)  # pairs with the images chosen so far
     chosen = np.zeros(len(degree), dtype=bool)
     for _ in range(min(max_images, int(np.count_nonzero(degree)))):
-        preference = np.where(chosen | (degree == 0), -1, num_links * (degree.max() + 1) + degree)
-        best = np.argmax(preference)
+        preference = (2 * num_links + used + 1) * (degree.max() + 1) - degree
+        best = np.argmax(np.where(chosen | (degree == 0), -1, preference))
         chosen[best] = True
         np.add.at(num_links, pairs[(pairs == best).any(axis=1)].ravel(), 1)
     return chosen

@@ -51,8 +51,8 @@ class PairDataset:
         stored = self.manifest.extractor.settings.get("max_num_keypoints")
         if stored is not None and num_keypoints > stored:
             raise ConfigError(
-                f"data.num_keypoints = {num_keypoints}, but the shards in {folder} were made with at most {stored} "
-                f"keypoints per image; set data.num_keypoints={stored} or less, or prepare them again with "
+                f"num_keypoints = {num_keypoints}, but the shards in {folder} were made with at most {stored} "
+                f"keypoints per image; lower data.num_keypoints or evaluation.num_keypoints, or prepare again with "
                 f"model.extractor.max_num_keypoints={num_keypoints}"
             )
 

@@ -80,6 +80,8 @@ class Ledger:
 
     def next_trial(self) -> Proposal | None:
         """The next trial to run: interrupted ones first, then new ones; None when all have been handed out."""
+        if self._closed:
+            return None
         if self._resumable:
             number = self._resumable.pop(0)
             self._live[number] = reopen(self._directory.journal, number)

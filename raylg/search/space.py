@@ -21,6 +21,8 @@ _FIXED = {
     "data.source": "trials on other data cannot be ranked",
     "data.path": "trials on other data cannot be ranked",
     "data.cache_dir": "it does not decide a result",
+    "data.images_per_shard": "it does not decide a result",
+    "model.matcher.filter_threshold": "it is part of the scoring protocol, so trials cannot be ranked",
     "data.min_overlap": "it changes the validation pairs, so trials cannot be ranked",
     "data.max_overlap": "it changes the validation pairs, so trials cannot be ranked",
     "data.max_pairs_per_scene": "it changes the validation pairs, so trials cannot be ranked",
@@ -29,6 +31,7 @@ _FIXED_GROUPS = {
     "evaluation.": "results of different scoring protocols cannot be ranked",
     "scale.": "it does not decide a result",
     "data.mini.": "trials on other data cannot be ranked",
+    "model.extractor.": "all trials read the same features",
     "data.split.": "trials on other data cannot be ranked",
 }
 _NUM_DRAWS = 200

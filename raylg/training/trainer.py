@@ -85,7 +85,7 @@ class _Run:
     def __init__(self, config: RunConfig, world: World, reporter: Reporter, workdir: Path) -> None:
         self.started = time.monotonic()
         self.config, self.world, self.reporter, self.workdir = config, world, reporter, workdir
-        if world.device.type == "cuda":
+        if world.device.type == "cuda" and world.device.index is not None:  # plain "cuda" is the current device already
             torch.cuda.set_device(world.device)
         self.training_pairs, self.validation_pairs = open_split(config, "train"), open_split(config, "val")
         self.learner = Learner(config, world)

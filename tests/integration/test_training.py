@@ -23,9 +23,9 @@ from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.features import open_split
 from raylg.training.learner import Learner
-from raylg.training.local import train_here
 from raylg.training.reporter import read_metrics
 from raylg.training.trainer import TIMES, Trainer
+from raylg.training.validation import validate
 
 NUM_POINTS = 48
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
@@ -251,6 +251,15 @@ def test_same_configuration_gives_the_same_run_and_another_seed_another(features
     assert train(override(config, {"seed": 1}), tmp_path / "c") != reports
 
 
+def test_exported_weights_are_the_averaged_ones_that_were_validated(features, tmp_path):
+    config = config_for(features, train__num_pairs=12, optim__ema_pairs=50.0, optim__lr=5e-3)
+    (report,) = train(config, tmp_path)
+    matcher, _ = checkpoint.load_matcher(tmp_path)
+    _, metrics = validate(matcher, open_split(config, "val"), config, World())
+    assert metrics["val/loss"] == report["val/loss"]
+    assert not torch.equal(matcher.input_proj.weight, final_state(tmp_path)["learner"]["model"]["input_proj.weight"])
+
+
 def test_finished_run_returns_its_metrics_at_once(features, tmp_path):
     config = config_for(features, train__num_pairs=4)
     final = Trainer(config, World(), Recorder(), tmp_path).fit()
@@ -319,17 +328,6 @@ def test_shards_of_another_extractor_are_refused(features):
         open_split(config, "train")
     with pytest.raises(ConfigError, match="no pairs in split 'test'"):
         open_split(config_for(features), "test")
-
-
-def test_run_here_continues_by_itself(features, tmp_path):
-    config = config_for(features, train__num_pairs=8, train__report_every=4, optim__decay="none")
-    lines: list[str] = []
-    train_here(config, tmp_path, lines.append)
-    assert len(lines) == 2
-    final = train_here(override(config, {"train.num_pairs": 12}), tmp_path, lines.append)
-    assert final["pairs_seen"] == 12
-    assert [line.split(",")[0] for line in lines[3:]] == ["12 pairs (100%)"]
-    assert "continuing" in lines[2]
 
 
 def test_full_memory_names_what_to_make_smaller(features, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def make_kit(
 ) -> Kit:
     """Paint the textures of a scene; facades have between floors[0] and floors[1] floors."""
     facades = [
-        make_facade(rng, noise, builder, int(rng.integers(4, 8)), int(rng.integers(floors[0], floors[1] + 1))) for _ in range(num_facades)
+        make_facade(rng, noise, builder, int(rng.integers(4, 8)), int(rng.integers(floors[0], floors[1] + 1)))
+        for _ in range(num_facades)
     ]
     courses = Courses(height=26, width=52, joint=1.2, variation=0.08)
     stone = weather(rng, noise, masonry(rng, noise, (416, 416), pick(rng, STONES + WALLS), courses), 1.3)
@@ -174,7 +176,7 @@ def _balconies(rng: np.random.Generator, builder: MeshBuilder, kit: Kit, facade:
 def _pilasters(rng: np.random.Generator, builder: MeshBuilder, kit: Kit, facade: Facade, site: Site) -> None:
     width, reach = rng.uniform(0.3, 0.5), rng.uniform(0.15, 0.4)
     columns = facade.rows[0].columns
-    edges = [0.0, *((a[1] + b[0]) / 2 for a, b in zip(columns, columns[1:], strict=False)), facade.width]
+    edges = [0.0, *((a[1] + b[0]) / 2 for a, b in pairwise(columns)), facade.width]
     for x in edges:
         base = np.stack([site.at(x - width / 2, 0), site.along * width, site.out * reach])
         builder.box(base, facade.height, kit.stone, STONE)

@@ -14,9 +14,7 @@ AIMED = 0.8
 ATTEMPTS = 40
 
 
-def sample_camera(
-    rng: np.random.Generator, layout: Layout, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def sample_camera(rng: np.random.Generator, layout: Layout, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Draw a camera [4] and pose T_w2c [4, 4] whose view is neither blocked nor mostly empty.
 
     Distances vary by 0.6-1.5 and focal lengths by 0.75-1.7 times the width, roll stays near zero: what tourists do,

@@ -73,7 +73,7 @@ def make_facade(rng: np.random.Generator, noise: NoiseBank, builder: MeshBuilder
         rows.append(Row((top + y0) / PPM, (top + y1) / PPM, columns))
     _bands(rng, noise, canvas, [parapet + floor * cell[0] for floor in range(floors)])
     _clutter(rng, canvas)
-    dirty = weather(rng, noise, canvas.albedo, 0.7)
+    dirty = weather(rng, noise, canvas.albedo, 1.2)
     return Facade(
         shape[1] / PPM,
         shape[0] / PPM,

@@ -140,7 +140,7 @@ def _street(rng: np.random.Generator, noise: NoiseBank) -> Layout:
                 add_tree(rng, builder, trees, foot)
             else:
                 add_lamp(builder, kit.stone, foot)
-    side = 1.0 if rng.random() < 0.5 else -1.0
-    target = np.array([side * half * rng.uniform(0.5, 0.9), rng.uniform(4, 10), rng.uniform(2.8, 4.5)])
+    aimed = 1.0 if rng.random() < 0.5 else -1.0
+    target = np.array([aimed * half * rng.uniform(0.5, 0.9), rng.uniform(4, 10), rng.uniform(2.8, 4.5)])
     return Layout(mesh=builder.build(), target=target, spread=np.array([3.0, 4.0, 1.0]), distance=13.0,
                   area=(-half + 1.8, half - 1.8, -14.0, 4.0), eye=(1.5, 2.2))  # fmt: skip

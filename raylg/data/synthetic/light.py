@@ -50,9 +50,7 @@ class Weather:
 def make_sun(rng: np.random.Generator, mesh: Mesh) -> Sun:
     """Draw a sun that shines at the front of the scene and render its shadow map."""
     azimuth, elevation = np.radians(rng.uniform(-80, 80)), np.radians(rng.uniform(22, 62))
-    direction = np.array(
-        [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
+    direction = np.array([np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
     right = np.cross([0.0, 0.0, 1.0], direction)
     right /= np.linalg.norm(right)
     axes = np.stack([right, np.cross(direction, right), -direction])
@@ -99,7 +97,12 @@ def shade(mesh: Mesh, raster: Raster, weather: Weather, camera: np.ndarray, T_w2
 
 
 def draw_sky(
-    rng: np.random.Generator, noise: NoiseBank, weather: Weather, camera: np.ndarray, T_w2c: np.ndarray, size: tuple[int, int]
+    rng: np.random.Generator,
+    noise: NoiseBank,
+    weather: Weather,
+    camera: np.ndarray,
+    T_w2c: np.ndarray,
+    size: tuple[int, int],
 ) -> np.ndarray:
     """Radiance of the sky behind an image of `size` (width, height): float32 [H, W, 3]."""
     # The sky has no detail: half the resolution will do.
@@ -119,11 +122,11 @@ def draw_sky(
         place = directions[..., :2] / np.maximum(directions[..., 2:], 0.03) * 60 + offset.astype(np.float32)
         size_ = np.float32(noise.coarse.shape[0])
         u, v = np.mod(place[..., 0], size_), np.mod(place[..., 1], size_)
-        field = cv2.remap(noise.medium, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        cover = np.clip(field * 0.8 + 2.4 * weather.clouds - 1.0, 0, 1)[..., None] * np.clip(up * 8, 0, 1)[..., None]
+        field = cv2.remap(noise.coarse, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        cover = np.clip(field * 0.7 + 2.4 * weather.clouds - 1.0, 0, 1)[..., None] * np.clip(up * 8, 0, 1)[..., None]
         sky = sky * (1 - cover) + cover * (0.9 - 0.25 * cover) * white
     radiance = (sky * (1.6 * weather.skylight + 0.35 * weather.sunlight)).astype(np.float32)
-    return cv2.resize(radiance, size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(radiance, size, interpolation=cv2.INTER_LINEAR))
 
 
 def _rays(shape: tuple[int, ...], camera: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ class NoiseBank:
         """A carved ornament: mirror-symmetric relief float32 [size, size] in [-1, 1]."""
         half = (size + 1) // 2
         patch = self.crop(rng, self.coarse, (48, 24)) + 0.5 * self.crop(rng, self.medium, (48, 24))
-        patch = cv2.resize(patch, (half, size), interpolation=cv2.INTER_CUBIC)
-        whole = np.concatenate([patch, patch[:, ::-1]], axis=1)[:, :size]
+        leaf = cv2.resize(patch, (half, size), interpolation=cv2.INTER_CUBIC)
+        whole = np.concatenate([leaf, leaf[:, ::-1]], axis=1)[:, :size]
         relief = np.gradient(np.tanh(3 * (whole - np.median(whole))), axis=0)
         return np.asarray(np.clip(relief * size / 8, -1, 1), dtype=np.float32)

@@ -80,7 +80,7 @@ def develop(rng: np.random.Generator, radiance: np.ndarray, strength: float) -> 
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     image *= (1 - rng.uniform(0, 0.4) * strength * (x * x + y * y) / 2).astype(np.float32)[..., None]
     sigma = rng.uniform(0.3, 0.55) + 0.5 * strength * rng.random() ** 2
-    image = cv2.GaussianBlur(image, (0, 0), sigma)
+    image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.float32)
     bloom = cv2.GaussianBlur(cv2.resize(np.maximum(image - 0.9, 0), None, fx=0.25, fy=0.25), (0, 0), 4)
     image += 0.25 * cv2.resize(bloom, (width, height))
     gain = rng.uniform(0.002, 0.02) * strength
@@ -98,5 +98,3 @@ def develop(rng: np.random.Generator, radiance: np.ndarray, strength: float) -> 
     done, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "OpenCV was built without JPEG"
     return np.asarray(data).reshape(-1)
-
-

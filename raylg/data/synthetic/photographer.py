@@ -43,8 +43,8 @@ def render_scene(entropy: tuple[int, int, int], num_views: int, size: tuple[int,
     suns = () if layout.indoor else tuple(make_sun(rng, layout.mesh) for _ in range(NUM_SUNS))
     photographs = [
         # A generator of its own for every view: the first n views do not depend on how many there are.
-        _photograph(np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(view,))), noise, layout, suns, size)
-        for view in range(num_views)
+        _photograph(np.random.default_rng(child), noise, layout, suns, size)
+        for child in np.random.SeedSequence(entropy).spawn(num_views)
     ]
     cameras = np.stack([photograph.camera for photograph in photographs])
     poses = np.stack([photograph.pose for photograph in photographs])

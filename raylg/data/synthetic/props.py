@@ -52,7 +52,7 @@ def add_lamp(builder: MeshBuilder, texture: int, foot: np.ndarray) -> None:
     """A street lamp."""
     builder.box(np.stack([foot - [0.06, 0.06, 0], [0.12, 0, 0], [0, 0.12, 0]]), 4.0, texture, STONE)
     builder.box(np.stack([foot - [0.2, 0.2, 0], [0.4, 0, 0], [0, 0.4, 0]]), 0.5, texture, STONE)
-    builder.box(np.stack([foot + [-0.18, -0.18, 4.0], [0.36, 0, 0], [0, 0.36, 0]]), 0.5, texture, STONE)
+    builder.box(np.stack([foot + np.array([-0.18, -0.18, 4.0]), [0.36, 0, 0], [0, 0.36, 0]]), 0.5, texture, STONE)
 
 
 def add_monument(rng: np.random.Generator, builder: MeshBuilder, texture: int, foot: np.ndarray) -> None:
@@ -78,7 +78,7 @@ def add_stall(rng: np.random.Generator, builder: MeshBuilder, textures: tuple[in
     builder.box(np.stack([foot, [width, 0, 0], [0, depth * 0.7, 0]]), 0.9, textures[0], 0.0)
     for x in (0.0, width - 0.06):
         for y in (0.0, depth):
-            builder.box(np.stack([foot + [x, y, 0], [0.06, 0, 0], [0, 0.06, 0]]), 2.1, textures[1], 0.0)
+            builder.box(np.stack([foot + np.array([x, y, 0.0]), [0.06, 0, 0], [0, 0.06, 0]]), 2.1, textures[1], 0.0)
     ridge = foot + np.array([-0.2, depth / 2, 2.6])
     for y in (-0.3, depth + 0.3):
         eave = np.array([0, y - depth / 2, -0.5])
@@ -135,8 +135,10 @@ def person(rng: np.random.Generator, noise: NoiseBank) -> tuple[np.ndarray, np.n
     shape = (256, 96)
     body = np.zeros(shape, np.uint8)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    coat, legs = rng.uniform(0.04, 0.5) * (1 + rng.normal(0, 0.1, 3)), rng.uniform(0.04, 0.3) * np.array([0.9, 0.95, 1.1])
-    skin, hair = rng.uniform(0.25, 0.6) * np.array([1.15, 0.9, 0.75]), np.array([0.12, 0.09, 0.07]) * rng.uniform(0.6, 3)
+    coat = rng.uniform(0.04, 0.5) * (1 + rng.normal(0, 0.1, 3))
+    legs = rng.uniform(0.04, 0.3) * np.array([0.9, 0.95, 1.1])
+    skin = rng.uniform(0.25, 0.6) * np.array([1.15, 0.9, 0.75])
+    hair = rng.uniform(0.6, 3) * np.array([0.12, 0.09, 0.07])
     stride, lean = int(rng.integers(2, 16)), int(rng.integers(-4, 5))
 
     def limb(points: list[tuple[int, int]], thickness: int, colour: np.ndarray) -> None:

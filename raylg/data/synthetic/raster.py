@@ -66,7 +66,7 @@ def project_perspective(mesh: Mesh, camera: np.ndarray, T_w2c: np.ndarray, size:
 
 
 def project_parallel(mesh: Mesh, axes: np.ndarray, offset: np.ndarray) -> Projection:
-    """Project along the third row of `axes` [3, 3] (pixel = axes[:2] X + offset[:2]; distance = axes[2] X + offset[2])."""
+    """Project along a direction: with p = axes X + offset, p[:2] is the pixel and p[2] the distance."""
     G = np.stack([mesh.u @ axes.T, mesh.v @ axes.T, mesh.origin @ axes.T + offset], axis=2)
     distance = G[:, 2].copy()
     G[:, 2] = [0, 0, 1]
@@ -167,7 +167,8 @@ def _sample(texture: Texture, window: np.ndarray, inverse: np.ndarray, box: tupl
     height0, width0 = texture.levels[0].shape[:2]
     to_texture = np.array([[window[2] - window[0], 0, window[0]], [0, window[3] - window[1], window[1]], [0, 0, 1]])
     pixel_to_texture = to_texture @ inverse
-    level = texture.levels[_level(pixel_to_texture, (x0 + width / 2, y0 + height / 2), (width0, height0), len(texture.levels))]
+    number = _level(pixel_to_texture, (x0 + width / 2, y0 + height / 2), (width0, height0))
+    level = texture.levels[min(number, len(texture.levels) - 1)]
     # Texel and pixel indices are centres minus one half.
     scale = np.array([[level.shape[1], 0, -0.5], [0, level.shape[0], -0.5], [0, 0, 1]])
     shift = np.array([[1, 0, x0 + 0.5], [0, 1, y0 + 0.5], [0, 0, 1]])
@@ -177,9 +178,9 @@ def _sample(texture: Texture, window: np.ndarray, inverse: np.ndarray, box: tupl
     )
 
 
-def _level(matrix: np.ndarray, centre: tuple[float, float], size: tuple[int, int], count: int) -> int:
+def _level(matrix: np.ndarray, centre: tuple[float, float], size: tuple[int, int]) -> int:
     """Mip level at which one texel is about one pixel (geometric mean of both directions, a little sharper)."""
     s, t, w = matrix @ np.array([centre[0], centre[1], 1.0])
     jacobian = (matrix[:2, :2] * w - np.outer([s, t], matrix[2, :2])) / (w * w) * np.array(size)[:, None]
     area = abs(float(np.linalg.det(jacobian)))
-    return int(np.clip(round(0.5 * np.log2(max(area, 1e-9)) + 0.1), 0, count - 1))
+    return max(0, round(0.5 * float(np.log2(max(area, 1e-9))) + 0.1))

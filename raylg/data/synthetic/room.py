@@ -32,7 +32,7 @@ def build_room(rng: np.random.Generator, noise: NoiseBank, builder: MeshBuilder)
         Site(np.array([-half, 0.0, 0.0]), np.array([0.0, 1.0, 0])),
         Site(np.array([half, depth, 0.0]), np.array([0.0, -1.0, 0])),
     )
-    gallery = rng.random() < 0.5
+    gallery = rng.random() < 0.35
     for index, (site, width) in enumerate(zip(walls, (2 * half, depth, depth), strict=True)):
         count = int(np.ceil(width / height))
         for k in range(count):

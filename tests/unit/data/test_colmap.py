@@ -49,7 +49,10 @@ def test_views_of_a_workspace(tmp_path: Path, camera_model: str, text: bool) -> 
         assert view.image_size == (64, 48)
     assert scene.image(0).shape == (48, 64, 3)
     np.testing.assert_allclose(scene.depth(0), plane_depth(64, 48), rtol=1e-3)
-    named = {frozenset((scene.views[i].name, scene.views[j].name)): o for (i, j), o in zip(scene.pairs, scene.overlap)}
+    named = {
+        frozenset((scene.views[i].name, scene.views[j].name)): o
+        for (i, j), o in zip(scene.pairs, scene.overlap, strict=True)
+    }
     assert named == {
         frozenset(("00.jpg", "sub/01.jpg")): 0.5,
         frozenset(("sub/01.jpg", "02.jpg")): 0.5,

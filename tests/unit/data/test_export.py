@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raylg.batch import Features
 from raylg.data.export import export_features
 from raylg.data.manifest import data_hash, read_manifest
+from raylg.data.scene import SceneRef
 from raylg.errors import ConfigError, EnvironmentUnfitError, RaylgError, ShardError
-from tests.unit.data.scenes import FakeExtractor, FakeSource, export_options
+from tests.unit.data.scenes import FakeExtractor, FakeScene, FakeSource, export_options
 
 MANY = FakeSource(names=tuple((f"scene {i}", "val" if i == 3 else "train") for i in range(4)))
 
@@ -104,6 +107,28 @@ def test_kinds_of_failure(tmp_path: Path, error: Exception, kind: type[Exception
     assert raised.value.__cause__ is error
 
 
+@dataclass(frozen=True)
+class Slow(FakeExtractor):
+    def __call__(self, image: np.ndarray) -> Features:
+        time.sleep(0.02)
+        return super().__call__(image)
+
+
+def test_interrupted_by_the_user(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    log = tmp_path / "log"
+    source = FakeSource(num_views=60, log=log)
+    with pytest.raises(KeyboardInterrupt):
+        export_features(source, Slow, tmp_path / "out", export_options(images_per_shard=4), interrupt)
+    read = len(log.read_text().split())
+    assert read < 40
+    assert list((tmp_path / "out").glob("one-*.h5"))
+    export_features(source, FakeExtractor, tmp_path / "out", export_options(images_per_shard=4))
+    assert len(log.read_text().split()) < 180 + read
+
+
 def kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -127,11 +152,8 @@ def test_what_other_options_left_unfinished_is_discarded(tmp_path: Path) -> None
 def test_scenes_without_pairs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     @dataclass(frozen=True)
     class OneEmpty(FakeSource):
-        def load(self, scene):  # noqa: ANN001, ANN202
-            return replace(self, reach=0 if scene.name == "two" else 2)._load(scene)
-
-        def _load(self, scene):  # noqa: ANN001, ANN202
-            return FakeSource.load(self, scene)
+        def load(self, scene: SceneRef) -> FakeScene:
+            return replace(FakeSource(), reach=0 if scene.name == "two" else 2).load(scene)
 
     manifest = export_features(OneEmpty(), FakeExtractor, tmp_path / "some", export_options())
     assert "1 of 3 scenes have no pair of images: two" in caplog.text
@@ -190,7 +212,7 @@ def test_killed_parent_leaves_no_process_and_its_work_is_continued(tmp_path: Pat
     assert len(files(out)) == 41
 
 
-def await_true(condition, seconds: float) -> None:  # noqa: ANN001
+def await_true(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

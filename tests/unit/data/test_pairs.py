@@ -97,5 +97,16 @@ def test_groups_follow_what_belongs_together() -> None:
     assert [len(group) for group in groups] == [28, 28]
 
 
+def test_groups_of_a_sequence_follow_one_another() -> None:
+    """Of a long walk, only the images at the seams are in two groups, and they do not wait long for the second."""
+    pairs = np.array([(i, j) for i in range(100) for j in range(i + 1, min(i + 4, 100))], dtype=np.int32)
+    groups = group_pairs(pairs, 10)
+    images = [np.unique(pairs[group]) for group in groups]
+    assert sum(map(len, images)) < 150
+    seen = [[k for k, part in enumerate(images) if image in part] for image in range(100)]
+    waiting = [sum(first <= k < last for first, *_, last in (s * 2 for s in seen)) for k in range(len(groups))]
+    assert max(waiting) <= 5
+
+
 def test_no_pairs_no_groups() -> None:
     assert group_pairs(np.zeros((0, 2), dtype=np.int32), 64) == []

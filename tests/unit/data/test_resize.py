@@ -28,7 +28,7 @@ def test_sizes(shape: tuple[int, ...], long_side: int | None, expected: tuple[in
 
 @pytest.mark.parametrize("long_side", [300, 201, 150, 97])
 def test_coordinates_scale_about_the_corner(long_side: int) -> None:
-    """The centroid of a blob is at s * x; the convention that puts pixel centres at integers would be off by .5 - s / 2."""
+    """The centroid of a blob is at s * x; the convention that puts pixel centres at integers is off by .5 - s / 2."""
     x, y = np.meshgrid(np.arange(400) + 0.5, np.arange(300) + 0.5)
     blob = 255 * np.exp(-((x - 230) ** 2 + (y - 110) ** 2) / (2 * 12**2))
     small = shrink(blob.astype(np.uint8), long_side).astype(np.float64)

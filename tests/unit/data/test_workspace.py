@@ -55,8 +55,9 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     lines = {name: [line for line in message.splitlines() if f"{tmp_path}/{name}" in line] for name in names[1:]}
     assert all(len(found) == 1 for found in lines.values()), message
     out = tmp_path / "distorted-undistorted"
+    distorted = tmp_path / "distorted"
     assert (
-        f"`colmap image_undistorter --image_path {tmp_path}/distorted/images --input_path {tmp_path}/distorted/sparse/0 "
+        f"`colmap image_undistorter --image_path {distorted}/images --input_path {distorted}/sparse/0 "
         f"--output_path {out} --output_type COLMAP && colmap patch_match_stereo --workspace_path {out}`"
     ) in lines["distorted"][0]
     assert "SIMPLE_RADIAL with distortion [60.0, 32.0, 24.0, 0.25]" in lines["distorted"][0]

@@ -61,7 +61,7 @@ def write_workspace(
     for point in range(20 * num_images + 20):
         track = [(i + 1, seen[i].index(point)) for i in range(num_images) if point in seen[i]]
         elements = [pycolmap.TrackElement(image_id, index) for image_id, index in track]
-        model.add_point3D(rng.uniform(-1, 1, 3) + (0, 0, 5), pycolmap.Track(elements))
+        model.add_point3D(rng.uniform(-1, 1, 3) + np.array([0, 0, 5]), pycolmap.Track(elements))
     (root / "sparse/0").mkdir(parents=True)
     (model.write_text if text else model.write_binary)(str(root / "sparse/0"))
     for name in names:

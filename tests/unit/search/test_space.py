@@ -63,6 +63,8 @@ def test_shipped_space_is_valid_and_draws_configurations(name: str) -> None:
         ({"data.batch_size": {"type": "int", "low": 64, "high": 128}}, "baseline (from the configuration)"),
         ({"train.num_pairs": {"type": "int", "low": 1, "high": 10}}, "cannot be searched"),
         ({"evaluation.ransac_seed": {"type": "int", "low": 0, "high": 1}}, "cannot be searched"),
+        ({"model.matcher.filter_threshold": {"type": "float", "low": 0.0, "high": 0.5}}, "of the scoring protocol"),
+        ({"model.extractor.max_num_keypoints": {"type": "int", "low": 512, "high": 1024}}, "read the same features"),
         ({"optim.lr": {**LR, "when": "optim.nam == adam"}}, "did you mean 'name'"),
         ({}, "lists no parameter"),
     ],

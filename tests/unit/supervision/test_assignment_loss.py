@@ -196,3 +196,28 @@ def test_confidence_targets_move_no_descriptor() -> None:
     )
     assert into_head.abs().max() > 0
     assert into_descriptors is None
+
+
+def test_choices_of_different_chunks_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only keypoint of view 1 chooses row 0 in the first layer and row 5 in the last: the first of two chunks."""
+    monkeypatch.setattr(module, "CHUNK_ROWS", 5)
+    layers = []
+    for row, confidence in ((0, 3.0), (5, None)):
+        projected0 = torch.full((1, 10, 1), -9.0)
+        projected0[0, row] = 9.0
+        layers.append(
+            LayerPrediction(
+                projected0=projected0,
+                projected1=torch.ones(1, 1, 1),
+                matchability0=torch.full((1, 10), 4.0),
+                matchability1=torch.full((1, 1), 4.0),
+                confidence0=None if confidence is None else torch.full((1, 10), confidence),
+                confidence1=None if confidence is None else torch.full((1, 1), confidence),
+            )
+        )
+    labels, mask0, mask1 = make_labels([(10, 1)], 10, 1)
+    terms = matching_loss(layers, labels, LossConfig(), mask0, mask1)
+    dense = dense_loss(layers, labels, LossConfig(), [(10, 1)])
+    torch.testing.assert_close(terms.confidence, dense.confidence)
+    # View 1 disagrees; in view 0 so do the two rows in question, if at all.
+    assert terms.confidence.item() > F.softplus(torch.tensor(3.0)).item() / 2

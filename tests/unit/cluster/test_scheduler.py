@@ -1,0 +1,145 @@
+"""Tune's calls are made by hand here, in the order in which its controller makes them; no cluster is started."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from raylg.cluster.scheduler import LedgerScheduler, LedgerSearch, Observer, StopWhenFatal
+from raylg.cluster.trial import last_line, values_of
+from raylg.cluster.worker import outcome_of
+from raylg.errors import OutOfMemory, RaylgError, ShardError
+from raylg.schema import build
+from raylg.search.config import StudyConfig
+from raylg.search.ledger import Ledger
+from raylg.search.space import SearchSpace
+from raylg.search.study import StudyDirectory, StudySetup
+from raylg.training.config import RunConfig
+
+SPACE = {"parameters": {"optim.lr": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}}}
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    setup = StudySetup(
+        study=build(
+            StudyConfig, {"name": "s", "dir": str(tmp_path), "num_trials": 4, "scheduler": {"grace_pairs": 10}}
+        ),
+        space=SearchSpace.parse(SPACE, "test"),
+        run=build(RunConfig, {"train": {"num_pairs": 90, "report_every": 10}}),
+        hashes={},
+    )
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, lambda event: None)
+        yield SimpleNamespace(
+            directory=directory,
+            ledger=ledger,
+            search=LedgerSearch(ledger, directory),
+            scheduler=LedgerScheduler(ledger),
+            path=tmp_path,
+        )
+
+
+def suggest(parts: SimpleNamespace, tune_id: str, error: Path | None = None, retries: bool = False) -> Any:
+    config = parts.search.suggest(tune_id)
+    return SimpleNamespace(
+        trial_id=tune_id, config=config, error_file=error, should_recover=lambda: retries, last_result={}
+    )
+
+
+def report(parts: SimpleNamespace, trial: Any, pairs_seen: int, score: float) -> str:
+    result = {"pairs_seen": pairs_seen, "val/auc@5": score, "objective": score, "config/optim.lr": 1.0, "pid": 3}
+    return str(parts.scheduler.on_trial_result(None, trial, result))
+
+
+def test_suggestion_has_dotted_paths_number_and_directory(parts: SimpleNamespace) -> None:
+    config = parts.search.suggest("a")
+    assert config == {"optim.lr": 1e-4, "trial": 0, "workdir": str((parts.path / "s/trials/0000").resolve())}
+    assert values_of(config) == {"optim.lr": 1e-4}
+    assert [parts.search.suggest(x)["trial"] for x in "bcd"] == [1, 2, 3]
+    assert parts.search.suggest("e") == Searcher.FINISHED
+
+
+def test_stopped_trial_is_told_as_pruned(parts: SimpleNamespace) -> None:
+    first, second = suggest(parts, "a"), suggest(parts, "b")
+    assert report(parts, first, 10, 0.5) == TrialScheduler.CONTINUE
+    assert report(parts, second, 10, 0.4) == TrialScheduler.STOP
+    parts.search.on_trial_complete("b", {"objective": 0.4})
+    assert report(parts, first, 90, 0.6) == TrialScheduler.CONTINUE
+    assert report(parts, first, 90, 0.6) == TrialScheduler.CONTINUE  # Tune repeats the last result at the end
+    parts.search.on_trial_complete("a", {"objective": 0.6})
+    records = parts.directory.records()
+    assert [r.state for r in records] == ["complete", "stopped"]
+    assert records[0].metrics == {"pairs_seen": 90, "val/auc@5": 0.6}
+
+
+def test_infeasible_is_a_result(parts: SimpleNamespace) -> None:
+    trial = suggest(parts, "a")
+    assert parts.scheduler.on_trial_result(None, trial, outcome_of(OutOfMemory("64 pairs"))) == TrialScheduler.STOP
+    parts.search.on_trial_complete("a", {})
+    assert parts.directory.records()[0].state == "infeasible"
+    assert parts.directory.records()[0].reason == "out_of_memory: 64 pairs"
+    assert parts.scheduler.fatal is None
+
+
+def test_error_that_hits_every_trial_ends_the_study(parts: SimpleNamespace) -> None:
+    stopper = StopWhenFatal(parts.scheduler)
+    trial = suggest(parts, "a")
+    assert not stopper.stop_all()
+    parts.scheduler.on_trial_result(None, trial, outcome_of(ShardError("shard-0.h5: truncated")))
+    assert stopper.stop_all()
+    parts.search.on_trial_complete("a", {})
+    assert isinstance(parts.scheduler.fatal, ShardError)
+    assert str(parts.scheduler.fatal) == "shard-0.h5: truncated"
+    assert parts.directory.records()[0].state == "running"  # is continued when the shard is repaired
+
+
+def test_crash_is_retried_before_it_fails(parts: SimpleNamespace, tmp_path: Path) -> None:
+    error = tmp_path / "error.txt"
+    error.write_text("Traceback\n  File x\nray.exceptions.ActorDiedError: The actor died\n  at 127.0.0.1\n")
+    trial = suggest(parts, "a", error, retries=True)
+    parts.scheduler.on_trial_error(None, trial)
+    Observer(parts.ledger).on_trial_recover(0, [trial], trial)
+    record = parts.directory.records()[0]
+    assert (record.state, record.num_failures, record.reason) == ("running", 1, "its process was killed")
+    trial.should_recover = lambda: False
+    error.write_text("Traceback\n  File x\nValueError: a bug\n")
+    parts.scheduler.on_trial_error(None, trial)
+    parts.search.on_trial_complete("a", error=True)
+    record = parts.directory.records()[0]
+    assert (record.state, record.reason) == ("failed", "ValueError: a bug")
+
+
+def test_process_that_cannot_start_fails_its_trial(parts: SimpleNamespace) -> None:
+    suggest(parts, "a")
+    parts.search.on_trial_complete("a", error=True)
+    assert parts.directory.records()[0].reason == "its process could not be started"
+
+
+def test_study_stops_when_the_first_trials_all_fail(parts: SimpleNamespace) -> None:
+    for name in "abc":
+        assert parts.scheduler.fatal is None
+        trial = suggest(parts, name)
+        parts.scheduler.on_trial_result(None, trial, {"kind": "failed", "reason": "ValueError: a bug"})
+    assert isinstance(parts.scheduler.fatal, RaylgError)
+    assert "ValueError: a bug" in str(parts.scheduler.fatal)
+
+
+def test_what_tune_pickles_is_empty(parts: SimpleNamespace) -> None:
+    for part in (parts.search, parts.scheduler, StopWhenFatal(parts.scheduler), Observer(parts.ledger)):
+        copy = pickle.loads(cloudpickle.dumps(part))
+        assert type(copy) is type(part)
+        assert vars(copy) == {}
+
+
+def test_last_line_says_what_happened() -> None:
+    assert last_line("Traceback\n  File x\nValueError: a bug\n\n") == "ValueError: a bug"
+    assert last_line("") == "unknown"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from raylg.errors import ConfigError
+from raylg.schema import build
+from raylg.search.ledger import Ledger
+from raylg.search.study import StudyDirectory, StudySetup
+from raylg.training.config import RunConfig
+
+Make = Callable[..., StudySetup]
+
+
+def test_directory_is_named_after_the_space_unless_told(make_setup: Make, tmp_path: Path) -> None:
+    assert make_setup().path == tmp_path / "s"
+    assert make_setup(study={"name": None}).path == tmp_path / "test"
+
+
+def test_study_yaml_says_what_made_the_results(make_setup: Make) -> None:
+    setup = make_setup()
+    StudyDirectory(setup).close()
+    stored = yaml.safe_load((setup.path / "study.yaml").read_text())
+    assert stored["format"] == 1
+    assert stored["hashes"] == {"data": "d", "protocol": "p"}
+    assert set(stored["versions"]) >= {"raylg", "python", "torch", "ray", "optuna", "poselib"}
+    assert build(RunConfig, stored["run"]) == setup.run
+    assert stored["space"]["parameters"]["optim.lr"]["low"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"run": {"train": {"num_pairs": 90, "report_every": 10}, "seed": 3}}, "seed was 0, now 3"),
+        ({"run": {"train": {"num_pairs": 80, "report_every": 10}}}, "train.num_pairs was 90, now 80"),
+        ({"study": {"objective": "val/auc@10"}}, "study.objective was 'val/auc@5', now 'val/auc@10'"),
+        ({"study": {"scheduler": {"grace_pairs": 20}}}, "study.scheduler.grace_pairs was 10, now 20"),
+        ({"space": {"baseline": {"optim.lr": 1e-2, "data.batch_size": 16}}}, "space: baseline.optim.lr was 0.001"),
+        ({"hashes": {"data": "e", "protocol": "p"}}, "hash of data was 'd', now 'e'"),
+        ({"hashes": {"data": "d"}}, "hash of protocol was 'p', now not set"),
+    ],
+)
+def test_refuses_to_mix_what_cannot_be_compared(make_setup: Make, change: dict[str, object], shown: str) -> None:
+    StudyDirectory(make_setup()).close()
+    with pytest.raises(ConfigError) as caught:
+        StudyDirectory(make_setup(**change))
+    assert shown in str(caught.value)
+    assert "--name" in str(caught.value)
+
+
+def test_budget_and_machinery_may_change(make_setup: Make) -> None:
+    StudyDirectory(make_setup()).close()
+    run = {"scale": {"cpus_per_worker": 2}, "train": {"num_pairs": 90, "report_every": 10, "log_every": 7}}
+    setup = make_setup(study={"num_trials": 50, "max_concurrent_trials": 3}, run=run)
+    StudyDirectory(setup).close()
+    assert yaml.safe_load((setup.path / "study.yaml").read_text())["study"]["num_trials"] == 50
+
+
+def test_one_process_at_a_time(make_setup: Make) -> None:
+    with StudyDirectory(make_setup()), pytest.raises(ConfigError, match="another process is running this study"):
+        StudyDirectory(make_setup())
+    StudyDirectory(make_setup()).close()
+
+
+def test_refuses_a_folder_that_is_no_study(make_setup: Make, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "holiday.jpg").touch()
+    with pytest.raises(ConfigError, match="is no study"):
+        StudyDirectory(make_setup())
+
+
+def test_refuses_another_format(make_setup: Make, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.yaml").write_text("format: 7\n")
+    with pytest.raises(ConfigError, match="study format 7, this version of raylg reads format 1"):
+        StudyDirectory(make_setup())
+
+
+def test_half_written_journal_line_and_stale_lock_are_removed(make_setup: Make) -> None:
+    setup = make_setup()
+    with StudyDirectory(setup) as directory:
+        Ledger(directory, lambda event: None).next_trial()
+    journal = setup.path / "journal.log"
+    with journal.open("a") as file:
+        file.write('{"op_code": 6, "trial_')
+    (setup.path / "journal.log.lock").touch()
+    with StudyDirectory(setup) as directory:
+        assert [record.state for record in directory.records()] == ["running"]
+        directory.journal.set_user_attr("writable", True)
+
+
+def test_empty_study_has_no_best(make_setup: Make) -> None:
+    with StudyDirectory(make_setup()) as directory:
+        assert directory.best() is None
+        assert directory.write_best() is None
+        assert directory.table() == []
+
+
+def test_best_yaml_trains_the_winner(make_setup: Make) -> None:
+    with StudyDirectory(make_setup()) as directory:
+        ledger = Ledger(directory, lambda event: None)
+        proposal = ledger.next_trial()
+        assert proposal is not None
+        ledger.report(proposal.number, {"pairs_seen": 90, "val/auc@5": 0.25})
+        ledger.finish(proposal.number)
+        text = (directory.path / "best.yaml").read_text()
+        written = build(RunConfig, OmegaConf.to_container(OmegaConf.create(text)))
+        assert written == directory.config(directory.records()[0])
+    assert "trial 0" in text
+    assert "val/auc@5 = 0.2500" in text
+    assert "optimistic" in text
+    assert "python -m raylg.train --config" in text
