@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(argv: Sequence[str]) -> int:
     words = parser("evaluate", f"{__doc__} CHECKPOINT: a checkpoint, run or trial directory, or a LightGlue .pth file.")
     words.add_argument("--split", default="val", choices=("train", "val", "test"), help="pairs to score (default: val)")
-    arguments = words.parse_args(argv)
+    arguments = words.parse_intermixed_args(argv)
     paths = [word for word in arguments.overrides if "=" not in word]
     if len(paths) != 1:
         raise ConfigError(f"{' '.join(paths) or 'no checkpoint given'}: give one checkpoint, run or .pth file")
@@ -40,7 +40,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     dataset = open_split(run, arguments.split)
     matchers = {"LightGlue": matcher, **baselines()}
     scores = compare(matchers, dataset, run.evaluation)
-    console().print(comparison_table(scores, f"{dataset.num_pairs} {arguments.split} pairs"))
+    console().print(comparison_table(scores, f"{len(scores['LightGlue'])} {arguments.split} pairs"))
     return 0
 
 

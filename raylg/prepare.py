@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(argv: Sequence[str]) -> int:
-    arguments = parser("prepare", __doc__ or "").parse_args(argv)
+    arguments = parser("prepare", __doc__ or "").parse_intermixed_args(argv)
     loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
 
     from raylg.training.features import check_inputs, ensure_features, features_dir

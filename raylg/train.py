@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     words = parser("train", __doc__ or "")
     words.add_argument("--name", default="train", help="folder of the run under runs/ (default: train)")
-    arguments = words.parse_args(argv)
+    arguments = words.parse_intermixed_args(argv)
     run = config.load(arguments.overrides, arguments.config, arguments.config_dir).run
     workdir = Path("runs") / arguments.name
 

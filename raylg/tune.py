@@ -26,7 +26,7 @@ def _tune(argv: Sequence[str]) -> int:
     words = parser("tune", __doc__ or "")
     words.add_argument("--space", required=True, help="search space: a name in search_spaces/, or a YAML file")
     words.add_argument("--name", help="folder of the study under studies/ (default: name of the space)")
-    arguments = words.parse_args(argv)
+    arguments = words.parse_intermixed_args(argv)
     loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
     space = _checked_space(loaded, arguments.space, arguments.overrides, arguments.config_dir)
 

@@ -44,7 +44,7 @@ def extractor_identity(config: ExtractorConfig) -> dict[str, Any]:
     }
     weights_sha256 = None
     if config.name == "superpoint":
-        from raylg.models.pretrained import resolve_superpoint, sha256_of
+        from raylg.models.published import resolve_superpoint, sha256_of
 
         settings |= {"nms_radius": config.nms_radius, "remove_borders": config.remove_borders}
         weights_sha256 = sha256_of(resolve_superpoint(config))

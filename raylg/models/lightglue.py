@@ -265,6 +265,9 @@ class LightGlue(nn.Module):
             # products are right on average (Johnson and Lindenstrauss, 1984).
             nn.init.orthogonal_(self.input_proj.weight, gain=max(1.0, self.input_dim / dim) ** 0.5)
             nn.init.zeros_(self.input_proj.bias)
+        if self.add_scale_ori:
+            # Raw pixels and radians: random frequencies would turn the phases by many turns and hide the position.
+            nn.init.zeros_(self.posenc.Wr.weight[:, 2:])
         for module in self.transformers.modules():
             if isinstance(module, SelfBlock | CrossBlock):
                 for parameter in module.ffn[-1].parameters():

@@ -83,7 +83,7 @@ def check_inputs(config: RunConfig) -> None:
     else:
         make_source(config.data)
         if config.model.extractor.name == "superpoint":
-            from raylg.models.pretrained import resolve_superpoint
+            from raylg.models.published import resolve_superpoint
 
             resolve_superpoint(config.model.extractor)
 

@@ -42,7 +42,9 @@ def validate(
     supervised = _supervised(matcher, dataset, config, world, mine)
     matcher.train(was_training)
     gathered = concatenate([part for part in world.gather(scores) if part is not None])
-    means = np.concatenate(world.gather(supervised)).mean(axis=0)
+    rows = np.concatenate(world.gather(supervised))
+    known = np.isfinite(rows)  # a pair without a labelled match has no recall
+    means = np.where(known, rows, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return gathered, gathered.metrics(SPLIT) | {
         f"{SPLIT}/{name}": float(value) for name, value in zip(SUPERVISED, means, strict=True)
     }

@@ -14,19 +14,12 @@ import pytest
 import torch
 
 from raylg.errors import CheckpointError, ConfigError, EnvironmentUnfitError
-from raylg.models import pretrained
+from raylg.models import published
 from raylg.models.config import ExtractorConfig, LightGlueConfig
 from raylg.models.extractor import extractor_identity, make_extractor
 from raylg.models.lightglue import LightGlue
-from raylg.models.pretrained import (
-    SUPERPOINT_WEIGHTS,
-    export_lightglue,
-    git_blob_id,
-    load_lightglue_weights,
-    load_superpoint,
-    read_state_dict,
-    resolve_superpoint,
-)
+from raylg.models.pretrained import export_lightglue, load_lightglue_weights, load_superpoint, read_state_dict
+from raylg.models.published import SUPERPOINT_WEIGHTS, git_blob_id, resolve_superpoint
 from raylg.models.superpoint import Layout, MagicLeapNetwork, OpenNetwork, SuperPoint
 
 SMALL = LightGlueConfig(descriptor_dim=32, num_layers=2, num_heads=2)
@@ -191,7 +184,7 @@ def test_git_blob_id_is_that_of_git(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for the published file and the network; the list counts the downloads."""
     content = superpoint_file(tmp_path / "published.pth", "open").read_bytes()
     known = replace(SUPERPOINT_WEIGHTS["open"], git_blob=git_blob_id(content))
@@ -201,31 +194,31 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         downloads.append(url)
         return io.BytesIO(content)
 
-    monkeypatch.setitem(pretrained.SUPERPOINT_WEIGHTS, "open", known)
+    monkeypatch.setitem(published.SUPERPOINT_WEIGHTS, "open", known)
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return downloads
 
 
-def test_known_weights_are_downloaded_once(published: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_known_weights_are_downloaded_once(published_file: list[str], caplog: pytest.LogCaptureFixture) -> None:
     config = ExtractorConfig(name="superpoint", weights="open")
     with caplog.at_level(logging.INFO):
         assert isinstance(load_superpoint(config), SuperPoint)
         load_superpoint(config)
-    assert len(published) == 1 and published[0].startswith("https://github.com/rpautrat/SuperPoint/")
+    assert len(published_file) == 1 and published_file[0].startswith("https://github.com/rpautrat/SuperPoint/")
     assert caplog.text.count("licence: MIT") == 1
     assert [p.name for p in resolve_superpoint(config).parent.iterdir()] == ["superpoint_v6_from_tf.pth"]
 
 
-def test_a_wrong_file_is_not_kept(published: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_file_is_not_kept(published_file: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>login</html>"))
     with pytest.raises(ConfigError, match=r"18 bytes with git blob [0-9a-f]{40}, but the published file is") as caught:
         resolve_superpoint(ExtractorConfig(name="superpoint", weights="open"))
     assert caught.value.exit_code == 2
-    assert not pretrained.weights_folder().exists()
+    assert not published.weights_folder().exists()
 
 
-def test_a_file_that_changed_in_the_cache_is_noticed(published: list[str]) -> None:
+def test_a_file_that_changed_in_the_cache_is_noticed(published_file: list[str]) -> None:
     config = ExtractorConfig(name="superpoint", weights="open")
     with resolve_superpoint(config).open("ab") as file:
         file.write(b"x")
@@ -233,7 +226,7 @@ def test_a_file_that_changed_in_the_cache_is_noticed(published: list[str]) -> No
         resolve_superpoint(config)
 
 
-def test_no_network(published: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(published_file: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, timeout: float) -> io.BytesIO:
         raise urllib.error.URLError("no route to host")
 
