@@ -106,7 +106,7 @@ def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> No
         if record.state in ("complete", "stopped")
     }
     dataset = open_split(loaded.run, "test")
-    scores = compare({**matchers, **baselines()}, dataset, loaded.evaluation)
+    scores = compare({**matchers, **baselines()}, dataset, replace(loaded.evaluation, max_pairs=None))
     console().print(comparison_table(scores, f"{dataset.num_pairs} test pairs, which chose nothing"))
 
 

@@ -14,8 +14,8 @@ SourceName = Literal["mini", "colmap", "shards"]
 class SyntheticConfig:
     """The built-in procedural scenes (`data=mini`); train, validation and test scenes are different scenes."""
 
-    num_train_scenes: int = 24
-    num_val_scenes: int = 6
+    num_train_scenes: int = 20
+    num_val_scenes: int = 4
     num_test_scenes: int = 6
     views_per_scene: int = 12
     width: int = 640

@@ -154,6 +154,16 @@ class LightGlue(nn.Module):
         for layer, (x0, x1) in self._states(view0, view1):
             if layer == self.config.num_layers - 1:
                 last = self._predict(layer, x0[:, :num0], x1[:, :num1])
+        return self._match_with(last, view0, view1)
+
+    def forward_and_match(self, view0: View, view1: View) -> tuple[list[LayerPrediction], Matches]:
+        """`forward` and `match` for the price of one where no adaptive option is on, as in validation."""
+        layers = self(view0, view1)
+        if self.config.depth_confidence > 0 or self.config.width_confidence > 0:
+            return layers, self.match(view0, view1)
+        return layers, self._match_with(layers[-1], view0, view1)
+
+    def _match_with(self, last: LayerPrediction, view0: View, view1: View) -> Matches:
         used = self.config.num_layers * (view0.mask.any(dim=1) & view1.mask.any(dim=1))
         return self._filter(last, view0.mask, view1.mask, used)
 

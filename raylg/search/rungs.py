@@ -84,7 +84,7 @@ class Rungs:
         if score >= cutoff:
             return ""
         share = _SHARES.get(self._factor, f"1/{self._factor}")
-        return f"stopped at rung {rung}: {score:.4g} below {cutoff:.4g}, the best {share}"
+        return f"rung {rung}: {score:.4g} below {cutoff:.4g}, the best {share}"
 
     def _load(self) -> None:
         stored = {int(rung): scores for rung, scores in json.loads(self._path.read_text()).items()}

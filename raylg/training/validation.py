@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+from raylg.batch import Matches, View
 from raylg.data.stream import PairDataset, evaluation_indices
 from raylg.evaluation.benchmarks import PairScores, concatenate, score_pairs
 from raylg.models.lightglue import LightGlue
@@ -36,10 +37,10 @@ def validate(
     mine = np.array_split(indices, world.size)[world.rank]
     was_training = matcher.training
     matcher.eval()
+    matches, supervised = _supervised(matcher, dataset, config, world, mine)
     scores = None
     if len(mine):
-        scores = score_pairs(matcher, dataset, config.evaluation, device=world.device, indices=mine)
-    supervised = _supervised(matcher, dataset, config, world, mine)
+        scores = score_pairs(_Recorded(matches), dataset, config.evaluation, device=world.device, indices=mine)
     matcher.train(was_training)
     gathered = concatenate([part for part in world.gather(scores) if part is not None])
     rows = np.concatenate(world.gather(supervised))
@@ -53,19 +54,32 @@ def validate(
 @torch.no_grad()
 def _supervised(
     matcher: LightGlue, dataset: PairDataset, config: RunConfig, world: World, indices: np.ndarray
-) -> np.ndarray:
-    """float64 [n, 3], one column per entry of `SUPERVISED`."""
+) -> tuple[list[Matches], np.ndarray]:
+    """Matches of each batch, and float64 [n, 3], one column per entry of `SUPERVISED`; NaN where a pair has none."""
+    recorded: list[Matches] = []
     rows = [np.zeros((0, len(SUPERVISED)))]
     for start in range(0, len(indices), config.evaluation.batch_size):
         batch = dataset.batch(indices[start : start + config.evaluation.batch_size]).to(world.device)
         view0, view1 = batch.view0, batch.view1
         ground_truth = ground_truth_matches(batch, config.ground_truth)
-        last = matcher(view0, view1)[-1]
-        loss = matching_loss([last], ground_truth, config.loss, view0.mask, view1.mask).last
-        metrics = match_metrics(matcher.match(view0, view1), ground_truth)
+        layers, matches = matcher.forward_and_match(view0, view1)
+        loss = matching_loss(layers[-1:], ground_truth, config.loss, view0.mask, view1.mask).last
+        recorded.append(matches)
+        metrics = match_metrics(matches, ground_truth)
         columns = [loss, metrics["match_recall"], metrics["match_precision"]]
         rows.append(torch.stack([column.double() for column in columns], dim=1).cpu().numpy())
-    return np.concatenate(rows)
+    return recorded, np.concatenate(rows)
+
+
+class _Recorded:
+    """A matcher that repeats the matches of the same batches in the same order, so that each is matched once."""
+
+    def __init__(self, matches: Sequence[Matches]) -> None:
+        self._matches = iter(matches)
+
+    def match(self, view0: View, view1: View) -> Matches:
+        """See `Matcher.match`."""
+        return next(self._matches)
 
 
 @torch.no_grad()

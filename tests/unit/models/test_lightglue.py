@@ -297,3 +297,14 @@ def test_identity_start_learns_everywhere() -> None:
         optimizer.step()
     still = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert [name for name in still if "token_confidence" not in name] == []
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_forward_and_match_are_the_two_of_them(adaptive: bool) -> None:
+    model = build(replace(SMALL, depth_confidence=0.5 if adaptive else -1.0)).eval()
+    view0, view1 = random_view(2, 12, real=[12, 7]), random_view(2, 9, seed=1)
+    layers, matches = model.forward_and_match(view0, view1)
+    expected = model.match(view0, view1)
+    assert torch.equal(matches.matches0, expected.matches0) and torch.equal(matches.matches1, expected.matches1)
+    assert torch.equal(matches.num_layers_used, expected.num_layers_used)
+    torch.testing.assert_close(layers[-1].projected0, model(view0, view1)[-1].projected0)

@@ -71,7 +71,7 @@ def test_states_are_truthful(make_setup: Make) -> None:
     assert trials[2].constraints == {"out_of_memory": 1.0}
     assert trials[4].constraints == {"diverged": 1.0}
     assert [r.state for r in records] == ["complete", "stopped", "infeasible", "failed", "infeasible", "failed"]
-    assert records[1].reason == "stopped at rung 10: 0.4 below 0.5, the best third"
+    assert records[1].reason == "rung 10: 0.4 below 0.5, the best third"
     assert records[2].reason == "out_of_memory: batch of 64"
     assert records[4].reason.startswith("diverged: val/auc@5 = nan")
     assert records[5].reason == "ended after 0 of 90 pairs"

@@ -41,7 +41,7 @@ def test_stops_below_the_best_third_with_its_reason(tmp_path: Path) -> None:
     assert not asha.decide(1, 10, 0.5).stop  # the first has nobody to be compared with
     decision = asha.decide(2, 10, 0.4)
     assert decision.stop
-    assert decision.reason == "stopped at rung 10: 0.4 below 0.5, the best third"
+    assert decision.reason == "rung 10: 0.4 below 0.5, the best third"
     assert not asha.decide(3, 10, 0.5).stop  # no worse is good enough
     assert not asha.decide(4, 9, 0.0).stop  # before the first rung
     assert not asha.decide(3, 20, 0.0).stop  # the decision of rung 10 was taken at its first report
@@ -63,7 +63,7 @@ def test_baseline_is_recorded_but_never_stopped(tmp_path: Path) -> None:
 def test_memory_survives(tmp_path: Path) -> None:
     rungs(tmp_path).decide(1, 10, 0.5)
     assert rungs(tmp_path).decide(2, 10, 0.4).stop
-    assert rungs(tmp_path).decide(2, 10, 0.9).reason.startswith("stopped at rung 10: 0.4")  # the same answer
+    assert rungs(tmp_path).decide(2, 10, 0.9).reason.startswith("rung 10: 0.4")  # the same answer
     assert not rungs(tmp_path).decide(1, 10, 0.0).stop
 
 
