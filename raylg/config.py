@@ -84,7 +84,7 @@ def load_space(name: str, config_dir: str | None = None) -> tuple[str, Mapping[s
         if (path := folder / f"{name}.yaml").is_file():
             return name, read_yaml(path)
     known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
-    raise ConfigError(f"--space {name}: no such search space{nearest(name, known)} Known: {', '.join(known)}.")
+    raise ConfigError(f"--space {name}: no such search space; there are {', '.join(known)}{nearest(name, known)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         # OmegaConf's loader reads 2e-5 as a number, which plain YAML 1.1 takes for text.
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
@@ -131,6 +131,7 @@ def _parse(words: Sequence[str]) -> list[Override]:
         except OverrideParseException as error:
             reason = str(error).splitlines()[0]
             problems.append(f"{word!r}: expected key=value ({reason}); quote values with blanks or commas")
+    problems += [f"{o.input_line!r}: expected key=value" for o in overrides if not o.key_or_group]
     problems += [
         f"{o.input_line!r}: sweeps belong into a search space, give one value"
         for o in overrides
@@ -154,8 +155,9 @@ def _check_choices(overrides: Sequence[Override], groups: set[str], folders: Seq
         if group not in groups:
             continue
         known = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
-        if choice is not None and choice not in known:
-            problems.append(f"{group}={choice}: no such choice{nearest(str(choice), known)} Known: {', '.join(known)}.")
+        if not override.is_delete() and choice not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none"
+            problems.append(f"{override.input_line}: no such choice; {there}{nearest(str(choice), known)}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -5,21 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raylg import config
 from raylg.console.study import comparison_table
 from raylg.console.terminal import console, guard, parser, progress_bar
 from raylg.errors import ConfigError
 
+if TYPE_CHECKING:
+    from raylg.data.scene import Split
+
+
+CAVEAT = ", which may have trained or chosen these weights: that flatters them"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return guard(_evaluate, sys.argv[1:] if argv is None else argv)
+    return guard("evaluate", _evaluate, sys.argv[1:] if argv is None else argv)
 
 
 def _evaluate(argv: Sequence[str]) -> int:
     words = parser("evaluate", f"{__doc__} CHECKPOINT: a checkpoint, run or trial directory, or a LightGlue .pth file.")
-    words.add_argument("--split", default="val", choices=("train", "val", "test"), help="pairs to score (default: val)")
+    words.add_argument("--split", choices=("train", "val", "test"), help="pairs to score (default: test, else val)")
     arguments = words.parse_intermixed_args(argv)
     paths = [word for word in arguments.overrides if "=" not in word]
     if len(paths) != 1:
@@ -28,19 +35,25 @@ def _evaluate(argv: Sequence[str]) -> int:
     overrides = [word for word in arguments.overrides if word not in paths]
     run = config.load(overrides, arguments.config or stored, arguments.config_dir).run
 
-    from raylg.evaluation.comparison import baselines, compare
     from raylg.schema import override
-    from raylg.training.checkpoint import build_matcher
-    from raylg.training.features import ensure_features, open_split
+    from raylg.training.features import check_inputs, ensure_features, has_split, open_split
 
     run = override(run, {"model.matcher.weights": str(weights), "train.init_from": None})
+    check_inputs(run)
+
+    from raylg.evaluation.comparison import baselines, compare
+    from raylg.training.checkpoint import build_matcher
+
     matcher = build_matcher(run).eval()
     with progress_bar("extracting features") as progress:
         ensure_features(run, progress)
-    dataset = open_split(run, arguments.split)
+    split: Split = arguments.split or ("test" if has_split(run, "test") else "val")
+    dataset = open_split(run, split)
     matchers = {"LightGlue": matcher, **baselines()}
     scores = compare(matchers, dataset, run.evaluation)
-    console().print(comparison_table(scores, f"{len(scores['LightGlue'])} {arguments.split} pairs"))
+    console().print(
+        comparison_table(scores, f"{len(scores['LightGlue'])} {split} pairs{CAVEAT if split == 'val' else ''}")
+    )
     return 0
 
 

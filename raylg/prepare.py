@@ -12,7 +12,7 @@ from raylg.console.terminal import console, guard, parser, progress_bar
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return guard(_prepare, sys.argv[1:] if argv is None else argv)
+    return guard("prepare", _prepare, sys.argv[1:] if argv is None else argv)
 
 
 def _prepare(argv: Sequence[str]) -> int:

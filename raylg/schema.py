@@ -12,7 +12,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from raylg.errors import ConfigError
@@ -158,6 +158,22 @@ def check(condition: bool, name: str, value: Any, allowed: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{name} = {value!r}: must be {allowed}")
+
+
+def check_all(*checks: Callable[[], None]) -> None:
+    """Run every check and raise the problems of all of them at once.
+
+    Raises:
+        ConfigError: at least one check raised one.
+    """
+    problems = []
+    for each in checks:
+        try:
+            each()
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return guard(_train, sys.argv[1:] if argv is None else argv)
+    return guard("train", _train, sys.argv[1:] if argv is None else argv)
 
 
 def _train(argv: Sequence[str]) -> int:

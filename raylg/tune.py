@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return guard(_tune, sys.argv[1:] if argv is None else argv)
+    return guard("tune", _tune, sys.argv[1:] if argv is None else argv)
 
 
 def _tune(argv: Sequence[str]) -> int:
@@ -59,13 +59,14 @@ def _tune(argv: Sequence[str]) -> int:
 def _checked_space(loaded: Config, name: str, overrides: Sequence[str], config_dir: str | None) -> SearchSpace:
     """Everything that can be wrong with the input, before a machine or a minute is spent."""
     from raylg.cluster.resources import check_fits
+    from raylg.schema import check_all
     from raylg.search.space import SearchSpace
     from raylg.training.features import check_inputs
 
     found, mapping = config.load_space(name, config_dir)
-    space = SearchSpace.parse(mapping, found)
-    space.validate(loaded.run, config.fixed_paths(overrides))
-    check_fits(loaded.scale)
+    space = SearchSpace.parse(mapping, found).starting_from(loaded.run, config.load((), config_dir=config_dir).run)
+    fixed = config.fixed_paths(overrides)
+    check_all(lambda: space.validate(loaded.run, fixed), lambda: check_fits(loaded.scale))
     check_inputs(loaded.run)
     return space
 
@@ -99,7 +100,9 @@ def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> No
         console().print("no test split: nothing is left to say how good the best is on pairs that did not choose it")
         return
     baseline = next(record for record in directory.records() if record.number == 0)
-    trials = {f"best (trial {best.number})": best, "baseline (trial 0)": baseline}
+    trials = {f"best (trial {best.number})": best}
+    if best.number != baseline.number:
+        trials["baseline (trial 0)"] = baseline
     matchers = {
         name: load_matcher(directory.trial_dir(record.number))[0]
         for name, record in trials.items()

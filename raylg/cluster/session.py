@@ -19,6 +19,7 @@ from raylg.training.config import ScaleConfig
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 256 * 2**20
+_DRIVER_MEMORY = 256 * 2**20
 _LONGEST_TEMP_DIR = 40
 """Characters; Ray appends about 65 for its sockets, and Linux allows 107."""
 _WORKER_ENVIRONMENT = {
@@ -95,6 +96,15 @@ class RaySession:
         """CPU cores and GPUs of the cluster at this moment."""
         found = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return Resources(found.get("CPU", 0.0), found.get("GPU", 0.0))
+
+    @property
+    def driver_resources(self) -> dict[str, float]:
+        """What the process takes that only waits for a worker group: no CPU, which the workers need.
+
+        Where the cluster offers `trial_driver` (cluster.yaml: on the head), that keeps it off nodes that come and go.
+        """
+        offered = ray.cluster_resources().get("trial_driver", 0)  # type: ignore[no-untyped-call]
+        return {"trial_driver": 1} if offered else {"memory": _DRIVER_MEMORY}
 
     @property
     def _address(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import ray.train
 from ray import tune
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -31,10 +31,11 @@ def run_inline(config: dict[str, Any], job: Job) -> None:
     """Train in this process, which Tune reuses for the next trial."""
     number, workdir = config[NUMBER], Path(config[WORKDIR])
     with worker.log_file(workdir / "log.txt"):
-        device = worker.enter(job)
+        worker.enter(job)
+        world = World(device=worker.only_device(job))
         reporter = worker.StudyReporter(job, number, 0, tune.report)
         try:
-            worker.run_to_end(job, worker.trial_config(job, values_of(config)), World(device=device), reporter, workdir)
+            worker.run_to_end(job, worker.trial_config(job, values_of(config)), world, reporter, workdir)
         except RaylgError as error:
             _LOG.error("%s: %s", type(error).__name__, error)
             tune.report(worker.outcome_of(error))
@@ -104,8 +105,9 @@ def _work(config: dict[str, Any], job: Job) -> None:
     group = ray.util.get_current_placement_group()
     extra = {"placement_group": group.id.hex()} if group is not None else {}
     with worker.log_file(workdir / ("log.txt" if rank == 0 else f"log-{rank}.txt")):
-        device = worker.enter(job)
-        world = World(rank=rank, size=context.get_world_size(), device=device)
+        worker.enter(job)
+        # Workers of one node see the GPUs of all of them; Ray Train knows which one is whose.
+        world = World(rank=rank, size=context.get_world_size(), device=get_device())
         reporter = worker.StudyReporter(job, config[NUMBER], rank, lambda values: ray.train.report({**values, **extra}))
         try:
             worker.run_to_end(job, worker.trial_config(job, values_of(config)), world, reporter, workdir)

@@ -28,7 +28,6 @@ from raylg.training.config import ScaleConfig
 
 INTERRUPTED = 75
 """Exit code of a study that was asked to end and can be continued."""
-_DRIVER_MEMORY = 256 * 2**20
 
 
 def runs_inline(scale: ScaleConfig) -> bool:
@@ -99,7 +98,7 @@ def _tune(directory: StudyDirectory, session: RaySession, ledger: Ledger, schedu
     )
     inline = runs_inline(scale)
     trainable = tune.with_parameters(run_inline if inline else run_on_workers, job=job)
-    resources: dict[str, float] = {"CPU": worker.cpus, "GPU": worker.gpus} if inline else {"memory": _DRIVER_MEMORY}
+    resources: dict[str, float] = {"CPU": worker.cpus, "GPU": worker.gpus} if inline else session.driver_resources
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(

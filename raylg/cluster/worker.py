@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,14 @@ def train(config: RunConfig, world: World, reporter: Reporter, workdir: Path, re
     return Trainer(config, world, reporter, workdir).fit(resume_from)
 
 
-def enter(job: Job) -> torch.device:
-    """Make this process a worker: directory, threads, device."""
+def enter(job: Job) -> None:
+    """Make this process a worker: directory and threads."""
     os.chdir(job.cwd)
     torch.set_num_threads(max(1, int(job.worker.cpus)))
+
+
+def only_device(job: Job) -> torch.device:
+    """The device of a process that sees no GPU but its own."""
     return torch.device("cuda", 0) if job.worker.gpus and torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -71,7 +75,8 @@ def run_to_end(job: Job, config: RunConfig, world: World, reporter: Reporter, wo
     """
     from raylg.training.checkpoint import latest, load_metrics  # here, because the driver never needs the models
 
-    checkpoint = latest(workdir)
+    # Rank 0 chooses for all: on a network folder another node may not see the last checkpoint at once.
+    checkpoint = world.gather(latest(workdir))[0]
     if checkpoint is not None:
         reporter.report(load_metrics(checkpoint), checkpoint if world.rank == 0 else None)
     job.fit(config, world, reporter, workdir, checkpoint)
@@ -110,7 +115,9 @@ def write_outcome(workdir: Path, outcome: Mapping[str, str]) -> None:
     """Leave word for the other workers and the driver; the first one counts."""
     temporary = workdir / f".{_OUTCOME}.{os.getpid()}"
     temporary.write_text(json.dumps(dict(outcome)))
-    temporary.replace(workdir / _OUTCOME)
+    with suppress(FileExistsError):
+        os.link(temporary, workdir / _OUTCOME)
+    temporary.unlink()
 
 
 def read_outcome(workdir: Path) -> dict[str, str] | None:

@@ -55,6 +55,8 @@ class LiveStudy:
             parts.append(", ".join(f"{path}={shown(value)}" for path, value in record.values.items()))
         elif record.objective is not None:
             parts.append(f"{record.pairs_seen} pairs, {aucs(record)}{eta(record, self._num_pairs)}")
+        if event.kind == "retried":
+            parts.append(record.reason)
         if event.kind == "finished":
             parts.append(f"{record.state}{': ' + record.reason if record.reason else ''}")
         self._out.print(": ".join(parts), markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,8 @@ QUIET_SECONDS = 5.0  # between two progress lines on a pipe
 
 
 def console() -> Console:
-    """The terminal, or a plain one on a pipe."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    """The terminal, or a plain one on a pipe; brackets in paths and reasons are no markup."""
+    return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -38,8 +39,8 @@ def parser(verb: str, description: str) -> argparse.ArgumentParser:
     return result
 
 
-def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command and turn what went wrong into one message and an exit code.
+def guard(verb: str, command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run the command of a verb and turn what went wrong into one message and an exit code.
 
     0 done, 1 bug, 2 bad input, 3 environment not fit, 4 no feasible trial, 130 Ctrl-C (resumable).
     """
@@ -51,8 +52,8 @@ def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        words = " ".join(argv)
-        print(f"\ninterrupted; the same command continues: {command.__module__} {words}", file=sys.stderr)
+        same = shlex.join(["python", "-m", f"raylg.{verb}", *argv])
+        print(f"\ninterrupted; the same command continues: {same}", file=sys.stderr)
         return INTERRUPTED
 
 

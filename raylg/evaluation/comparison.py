@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
 from raylg.evaluation.benchmarks import Matcher, PairScores, score_pairs
 from raylg.evaluation.config import EvaluationConfig
 from raylg.models.nearest_neighbor import NearestNeighbor
@@ -24,13 +26,15 @@ def baselines() -> dict[str, Matcher]:
     }
 
 
-def compare(
-    matchers: Mapping[str, Matcher], dataset: PairDataset, config: EvaluationConfig, device: str = "cpu"
-) -> dict[str, PairScores]:
-    """Score every matcher on the same pairs of a data set (at most `config.max_pairs`)."""
+def compare(matchers: Mapping[str, Matcher], dataset: PairDataset, config: EvaluationConfig) -> dict[str, PairScores]:
+    """Score every matcher on the same pairs (at most `config.max_pairs`), on the GPU where there is one."""
     from raylg.data.stream import evaluation_indices
 
     indices = evaluation_indices(dataset, config.max_pairs)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for matcher in matchers.values():
+        if isinstance(matcher, torch.nn.Module):
+            matcher.to(device)
     return {
         name: score_pairs(matcher, dataset, config, device=device, indices=indices)
         for name, matcher in matchers.items()

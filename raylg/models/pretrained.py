@@ -26,6 +26,8 @@ from raylg.models.superpoint import SuperPoint
 
 SHOWN_KEYS = 4
 """Tensors named per kind of mismatch."""
+
+
 def load_superpoint(config: ExtractorConfig) -> SuperPoint:
     """SuperPoint with the weights that the configuration names, in the layout that the file has.
 

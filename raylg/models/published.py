@@ -117,4 +117,4 @@ def _download(known: KnownWeights, path: Path) -> None:
 
 @functools.cache
 def _announce_licence(name: str, known: KnownWeights) -> None:
-    log.info("weights %r from %s; licence: %s", name, known.url, known.licence)
+    log.warning("weights %r from %s; licence: %s", name, known.url, known.licence)

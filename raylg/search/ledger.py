@@ -113,8 +113,8 @@ class Ledger:
             self.infeasible(number, f"diverged: {self._setup.study.objective} = {score} after {pairs_seen} pairs")
             return Decision(stop=True, reason="diverged")
         if pairs_seen > self.record(number).pairs_seen:
-            trial.report(score, pairs_seen)
             trial.set_user_attr(METRICS, dict(metrics))
+            trial.report(score, pairs_seen)  # last: this is what says that the report was taken
             self._emit("reported", number)
         decision = Decision() if pairs_seen >= self.num_pairs else self.rungs.decide(number, pairs_seen, score)
         if decision.stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -41,9 +42,10 @@ def make_sampler(config: SamplerConfig, *, offset: int) -> BaseSampler:
 
     Args:
         config: its options.
-        offset: added to the seed; the number of trials so far, so that a resumed study draws no configuration twice.
+        offset: number of trials so far, so that a resumed study draws no configuration twice.
     """
-    seed = config.seed + offset
+    # Not their sum: the draws of seed 1 would be those of seed 0, moved by one.
+    seed = int(np.random.SeedSequence([config.seed, offset]).generate_state(1)[0])
     if config.name == "random":
         return RandomSampler(seed=seed)
     with warnings.catch_warnings():

@@ -6,7 +6,8 @@ import graphlib
 import math
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raylg.errors import ConfigError
@@ -23,6 +24,8 @@ _FIXED = {
     "data.cache_dir": "it does not decide a result",
     "data.images_per_shard": "it does not decide a result",
     "model.matcher.filter_threshold": "it is part of the scoring protocol, so trials cannot be ranked",
+    "model.matcher.depth_confidence": "it is part of the scoring protocol, so trials cannot be ranked",
+    "model.matcher.width_confidence": "it is part of the scoring protocol, so trials cannot be ranked",
     "data.min_overlap": "it changes the validation pairs, so trials cannot be ranked",
     "data.max_overlap": "it changes the validation pairs, so trials cannot be ranked",
     "data.max_pairs_per_scene": "it changes the validation pairs, so trials cannot be ranked",
@@ -121,6 +124,23 @@ class SearchSpace:
             source=mapping,
             problems=tuple(problems),
         )
+
+    def starting_from(self, run: object, default: object) -> SearchSpace:
+        """The space with the user's own values in the baseline.
+
+        What a configuration file or an experiment changes is what the user has now, and a gain is a gain over that.
+
+        Args:
+            run: the user's configuration.
+            default: the configuration without any choice of the user.
+        """
+        own = {}
+        for parameter in self.parameters:
+            with suppress(ConfigError):  # an unknown path; `validate` reports it
+                value = get(run, parameter.path)
+                if value != get(default, parameter.path):
+                    own[parameter.path] = value
+        return replace(self, baseline={**self.baseline, **own})
 
     def validate(self, run: object, fixed: Collection[str] = ()) -> None:
         """Build the configuration at every end and choice, before anything is started.

@@ -100,12 +100,12 @@ class StudyDirectory:
         description = self.path / "study.yaml"
         if description.exists():
             _check_unchanged(description, setup)
-        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise ConfigError(f"{self.path}: exists and is no study; choose another --name or study.dir")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(self.path / ".lock")
+        self._describe(description)  # first, so that a directory without it was never a study
         self.journal: optuna.Study = open_journal(self.path / "journal.log")
-        self._describe(description)
 
     def __enter__(self) -> StudyDirectory:
         return self

@@ -74,6 +74,10 @@ def check_inputs(config: RunConfig) -> None:
         ConfigError: missing folder, no feature shards or of another format, a workspace without model or depth, missing
             or damaged weights.
     """
+    starts = {"model.matcher.weights": config.model.matcher.weights, "train.init_from": config.train.init_from}
+    for path, start in starts.items():
+        if start is not None and not Path(start).expanduser().exists():
+            raise ConfigError(f"{path} = {start!r}: no such file or folder; give weights to start from, or null")
     folder = features_dir(config)
     if (folder / MANIFEST_NAME).is_file() or config.data.source == "shards":
         try:
@@ -125,7 +129,9 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
     data, mapping = config.data, to_mapping(config.data)
     chosen = {key: mapping[key] for key in PAIR_SELECTION}
     if data.source == "mini":
-        chosen["mini"] = mapping["mini"]
+        from raylg.data.synthetic.photographer import RENDERER_VERSION
+
+        chosen["mini"] = {**mapping["mini"], "renderer": RENDERER_VERSION}
     else:
         chosen["split"] = mapping["split"]
         chosen["path"] = [os.path.abspath(os.path.expanduser(path)) for path in data.path]

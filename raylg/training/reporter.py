@@ -125,7 +125,7 @@ class RunDirectoryReporter:
         self._writer.add_image(name, image, pairs_seen, dataformats="HWC")
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
-        """Flush and close; with the final metrics of a finished run, also enter it in TensorBoard's HPARAMS tab."""
+        """Flush and close; with the last metrics, also enter the run in TensorBoard's HPARAMS tab."""
         if final is not None:
             options = checkpoints.flatten(to_mapping(self._config)).items()
             parameters = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}

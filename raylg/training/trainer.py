@@ -106,13 +106,11 @@ class _Run:
             # Later checkpoints are of a past that this run replaces; `latest` must not find them.
             current = () if resume_from is None else (resume_from.name, self.best["name"])
             checkpoints.prune(self.workdir, keep=current)
-        finished = False
         try:
             self.loop()
-            finished = True
         finally:
             if self.record is not None:
-                self.record.close(self.metrics if finished else None)
+                self.record.close(self.metrics or None)
         return self.metrics
 
     def loop(self) -> None:
@@ -165,9 +163,9 @@ class _Run:
         self.since_report = _Window()
         self.metrics = self.world.gather(metrics)[0]  # clocks differ between ranks
         checkpoint = self.write(scores)
-        self.reporter.report(self.metrics, checkpoint)
         if checkpoint is not None:
             checkpoints.prune(self.workdir, keep=(checkpoint.name, self.best["name"]))
+        self.reporter.report(self.metrics, checkpoint)  # last: a search may end the run here
 
     def write(self, scores: PairScores) -> Path | None:
         """Write checkpoint and records on rank 0; the directory of the checkpoint there, None elsewhere."""
@@ -184,8 +182,8 @@ class _Run:
             "data_hash": data_hash(self.training_pairs.manifest),
             "learner": self.learner.state_dict(),
         }
+        scores.save(self.workdir / PAIRS_FILE)  # before the checkpoint, which says that all before it is done
         checkpoint = checkpoints.save(self.workdir, state, self.learner.validated, self.config)
-        scores.save(self.workdir / PAIRS_FILE)
         self.record.report(self.metrics, checkpoint)
         pictures = figures(
             self.learner.validated, self.validation_pairs, self.config, scores=scores, device=self.world.device

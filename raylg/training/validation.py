@@ -19,7 +19,7 @@ from raylg.training.distributed import World
 from raylg.training.visualise import Side, match_figure
 
 SPLIT = "val"
-SUPERVISED = ("loss", "match_recall", "match_precision")
+SUPERVISED = ("loss", "match_recall", "match_precision", "average_precision")
 
 
 def validate(
@@ -55,7 +55,7 @@ def validate(
 def _supervised(
     matcher: LightGlue, dataset: PairDataset, config: RunConfig, world: World, indices: np.ndarray
 ) -> tuple[list[Matches], np.ndarray]:
-    """Matches of each batch, and float64 [n, 3], one column per entry of `SUPERVISED`; NaN where a pair has none."""
+    """Matches of each batch, and float64 [n, 4], one column per entry of `SUPERVISED`; NaN where a pair has none."""
     recorded: list[Matches] = []
     rows = [np.zeros((0, len(SUPERVISED)))]
     for start in range(0, len(indices), config.evaluation.batch_size):
@@ -66,7 +66,7 @@ def _supervised(
         loss = matching_loss(layers[-1:], ground_truth, config.loss, view0.mask, view1.mask).last
         recorded.append(matches)
         metrics = match_metrics(matches, ground_truth)
-        columns = [loss, metrics["match_recall"], metrics["match_precision"]]
+        columns = [loss, *(metrics[name] for name in SUPERVISED[1:])]
         rows.append(torch.stack([column.double() for column in columns], dim=1).cpu().numpy())
     return recorded, np.concatenate(rows)
 

@@ -169,3 +169,21 @@ def test_random_suggester_covers_a_log_range_evenly() -> None:
     suggester = RandomSuggester(0)
     draws = [suggester.suggest_float("x", 1e-4, 1.0, step=None, log=True) for _ in range(400)]
     assert abs(sum(math.log10(d) < -2 for d in draws) / 400 - 0.5) < 0.1
+
+
+def test_the_users_own_values_are_the_baseline() -> None:
+    space = SearchSpace.parse(
+        {
+            "parameters": {
+                "optim.lr": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
+                "data.batch_size": {"type": "choice", "values": [16, 32]},
+                "optim.nonsense": {"type": "float", "low": 0.0, "high": 1.0},
+            },
+            "baseline": {"optim.lr": 1e-4, "data.batch_size": 16},
+        },
+        "test",
+    )
+    default = RunConfig()
+    mine = override(default, {"optim.lr": 7e-4})
+    assert space.starting_from(mine, default).baseline == {"optim.lr": 7e-4, "data.batch_size": 16}
+    assert space.starting_from(default, default).baseline == space.baseline

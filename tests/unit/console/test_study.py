@@ -1,0 +1,200 @@
+"""What a study shows: a line per event on a pipe, the ranked table, the winner beside the baselines."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from raylg.console.study import LiveStudy, aucs, comparison_table, eta, shown, trial_table
+from raylg.evaluation.benchmarks import PairScores
+from raylg.search.ledger import TrialEvent
+from raylg.search.record import TrialRecord
+
+METRICS = {"val/auc@5": 0.1234, "val/auc@10": 0.25, "val/auc@20": 0.5, "pairs_per_second": 2.0, "pairs_seen": 40.0}
+PARAMETERS = ["optim.lr", "data.batch_size"]
+KINDS = ["started", "resumed", "reported", "retried", "finished"]
+STATES = ["waiting", "running", "complete", "stopped", "infeasible", "failed"]
+
+
+def record(**changes: Any) -> TrialRecord:
+    """A trial that has reported once, at 40 pairs."""
+    fields: dict[str, Any] = {
+        "number": 3,
+        "values": {"optim.lr": 0.000123456, "data.batch_size": 16},
+        "state": "running",
+        "reason": "",
+        "pairs_seen": 40,
+        "objective": 0.1234,
+        "metrics": METRICS,
+        "num_failures": 0,
+        "started": None,
+        "finished": None,
+    }
+    return TrialRecord(**{**fields, **changes})
+
+
+def fresh(**changes: Any) -> TrialRecord:
+    """A trial that has not reported."""
+    return record(**{"pairs_seen": 0, "objective": None, "metrics": {}, **changes})
+
+
+def on_pipe(kind: str, trial: TrialRecord, num_pairs: int = 160) -> str:
+    """The line that an event gets on a pipe, without the time."""
+    stream = io.StringIO()
+    with LiveStudy(Console(file=stream, width=20, soft_wrap=True), PARAMETERS, num_pairs) as live:
+        live(TrialEvent(kind=kind, record=trial))
+    (line,) = stream.getvalue().splitlines()
+    time, _, rest = line.partition(" s] ")
+    assert float(time.removeprefix("[")) >= 0
+    return rest
+
+
+def cells(table: Table) -> list[list[str]]:
+    """Rows of a table, as text."""
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trial", "line"),
+    [
+        ("started", fresh(), "trial 3 started: optim.lr=0.000123, data.batch_size=16"),
+        ("resumed", record(), "trial 3 resumed: optim.lr=0.000123, data.batch_size=16"),
+        ("reported", record(), "trial 3 reported: 40 pairs, AUC@5/10/20 12.3/25.0/50.0, 1.0 min to full budget"),
+        ("retried", fresh(reason="worker lost"), "trial 3 retried: worker lost"),
+        (
+            "finished",
+            record(state="complete", pairs_seen=160),
+            "trial 3 finished: 160 pairs, AUC@5/10/20 12.3/25.0/50.0: complete",
+        ),
+        (
+            "finished",
+            record(state="stopped", reason="rung 40: 0.1 below 0.2, the best half"),
+            "trial 3 finished: 40 pairs, AUC@5/10/20 12.3/25.0/50.0: stopped: rung 40: 0.1 below 0.2, the best half",
+        ),
+        (
+            "finished",
+            fresh(state="failed", reason="no file [/tmp/x] of type [int]"),
+            "trial 3 finished: failed: no file [/tmp/x] of type [int]",
+        ),
+    ],
+)
+def test_each_event_is_one_line_on_a_pipe(kind: str, trial: TrialRecord, line: str) -> None:
+    assert on_pipe(kind, trial) == line
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_events_of_trials_without_metrics(terminal: bool) -> None:
+    stream = io.StringIO()
+    out = Console(file=stream, force_terminal=terminal, width=120, markup=False)
+    with LiveStudy(out, PARAMETERS, 160) as live:
+        for kind in KINDS:
+            for state in STATES:
+                live(TrialEvent(kind=kind, record=fresh(state=state, values={}, reason="[/gone]")))
+    assert stream.getvalue().count("trial") >= 1
+
+
+def test_live_table_on_a_terminal_has_each_trial_once_in_order() -> None:
+    stream = io.StringIO()
+    with LiveStudy(Console(file=stream, force_terminal=True, width=140, height=40), PARAMETERS, 160) as live:
+        live(TrialEvent(kind="started", record=fresh(number=1)))
+        live(TrialEvent(kind="started", record=fresh(number=0)))
+        live(TrialEvent(kind="reported", record=record(number=1)))
+        assert [row[0] for row in cells(live._table())] == ["0 (baseline)", "1"]
+        assert cells(live._table())[1][3:] == ["40", "12.3", "25.0", "50.0", "running, 1.0 min to full budget"]
+    assert "0 (baseline)" in stream.getvalue()
+
+
+def test_trial_table() -> None:
+    records = [
+        record(number=0, state="complete", pairs_seen=160),
+        record(number=2, state="stopped", reason="rung 40: too low"),
+        fresh(number=1, state="infeasible", reason="out_of_memory: batch of 64", values={"optim.lr": 1e-4}),
+    ]
+    result = trial_table("title", records, PARAMETERS, 160)
+    assert [str(column.header) for column in result.columns] == [
+        *("trial", "optim.lr", "data.batch_size", "pairs", "AUC@5", "@10", "@20", "state")
+    ]
+    assert cells(result) == [
+        ["0 (baseline)", "0.000123", "16", "160", "12.3", "25.0", "50.0", "complete"],
+        ["2", "0.000123", "16", "40", "12.3", "25.0", "50.0", "stopped: rung 40: too low"],
+        ["1", "0.0001", "", "0", "", "", "", "infeasible: out_of_memory: batch of 64"],
+    ]
+
+
+def test_trial_table_without_trials() -> None:
+    assert cells(trial_table("title", [], PARAMETERS, 160)) == []
+
+
+def test_eta_needs_a_speed_and_something_left() -> None:
+    assert eta(record(), 160) == ", 1.0 min to full budget"
+    assert eta(record(state="complete"), 160) == ""
+    assert eta(record(pairs_seen=160), 160) == ""
+    assert eta(record(metrics={**METRICS, "pairs_per_second": 0.0}), 160) == ""
+    assert eta(fresh(), 160) == ""
+
+
+def test_aucs_of_what_was_not_scored() -> None:
+    assert aucs(record()) == "AUC@5/10/20 12.3/25.0/50.0"
+    assert aucs(fresh()) == "AUC@5/10/20 nan/nan/nan"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.000123456, "0.000123"), (1e-4, "0.0001"), (32, "32"), ("adam", "adam"), (True, "True")]
+)
+def test_values_have_three_digits(value: object, text: str) -> None:
+    assert shown(value) == text
+
+
+def pair_scores(errors: list[float], num_matches: int, precision: float) -> PairScores:
+    """A pair per error, each with the image after its own."""
+    number = len(errors)
+    order = np.arange(number)
+    counts = np.full(number, num_matches)
+    return PairScores(
+        indices=np.stack([np.zeros_like(order), order], axis=1),
+        scenes=np.array(["scene"] * number),
+        names0=order.astype(np.str_),
+        names1=(order + 1).astype(np.str_),
+        rotation_error=np.array(errors),
+        translation_error=np.zeros(number),
+        num_matches=counts,
+        num_inliers=counts,
+        num_keypoints0=counts,
+        num_keypoints1=counts,
+        precision=np.full(number, precision),
+        overlap=np.full(number, 0.5),
+        precision_threshold=3.0,
+    )
+
+
+def test_comparison_table_says_how_much_better_the_first_is() -> None:
+    scores = {
+        "best": pair_scores([0.0] * 8, 100, 0.75),
+        "baseline": pair_scores([2.5] * 8, 40, 0.5),
+        "hopeless": pair_scores([math.inf] * 8, 0, 0.0),
+    }
+    result = comparison_table(scores, "8 test pairs")
+    assert result.title == "8 test pairs"
+    best, baseline, hopeless = cells(result)
+    assert best == ["best", "100.0", "100.0", "100.0", "75.0", "100", ""]
+    assert (baseline[0], *baseline[4:]) == ("baseline", "50.0", "40", "+50.0 [+50.0, +50.0]")
+    assert 0 < float(baseline[1]) < float(baseline[2]) < float(baseline[3]) < 100
+    assert hopeless == ["hopeless", "0.0", "0.0", "0.0", "0.0", "0", "+100.0 [+100.0, +100.0]"]
+
+
+def test_comparison_table_tells_when_the_first_is_worse_and_how_sure() -> None:
+    scores = {"first": pair_scores([4.0, 1.0, 3.0, 4.5], 9, 0.5), "other": pair_scores([1.0, 2.0, 1.0, 0.5], 9, 0.5)}
+    difference = cells(comparison_table(scores, "4 pairs"))[1][-1]
+    value, low, high = (float(part.strip("[],")) for part in difference.split())
+    assert value == pytest.approx(-40.0)
+    assert low < value < high
+
+
+def test_comparison_of_one_matcher() -> None:
+    assert cells(comparison_table({"only": pair_scores([1.0], 5, 1.0)}, "1 pair"))[0][-1] == ""
