@@ -82,7 +82,7 @@ def _open(loaded: Config, space: SearchSpace) -> StudyDirectory:
         loaded.evaluation,
         data_hash=dataset.data_hash,
         indices=evaluation_indices(dataset, loaded.evaluation.max_pairs),
-        filter_threshold=loaded.model.matcher.filter_threshold,
+        matcher=loaded.model.matcher,
         num_keypoints=loaded.evaluation.num_keypoints,
     )
     hashes = {"data": dataset.data_hash, "protocol": protocol}

@@ -32,6 +32,7 @@ from raylg.evaluation.pose import (
 )
 from raylg.geometry.camera import Camera, Pose
 from raylg.geometry.epipolar import fundamental_matrix, symmetric_epipolar_distance_matches
+from raylg.models.config import LightGlueConfig
 from raylg.schema import digest
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def protocol_hash(
     *,
     data_hash: str,
     indices: IntArray,
-    filter_threshold: float,
+    matcher: LightGlueConfig,
     num_keypoints: int,
 ) -> str:
     """12 hex digits of all that decides a score except the weights; scores of different hashes are never compared.
@@ -166,7 +167,7 @@ def protocol_hash(
         config: estimator; `max_pairs` acts through `indices`, batch size and threads change no result.
         data_hash: of the shards, which covers extractor, resize and pairs.
         indices: [P, 2] pairs that are scored, in any order.
-        filter_threshold: of the matcher.
+        matcher: its options at inference count, not its architecture.
         num_keypoints: largest number per image.
     """
     return digest(
@@ -178,7 +179,9 @@ def protocol_hash(
             "precision_threshold": config.precision_threshold,
             "data": data_hash,
             "pairs": sorted(np.asarray(indices).tolist()),
-            "filter_threshold": filter_threshold,
+            "filter_threshold": matcher.filter_threshold,
+            "depth_confidence": matcher.depth_confidence,
+            "width_confidence": matcher.width_confidence,
             "num_keypoints": num_keypoints,
         }
     )

@@ -16,6 +16,7 @@ from raylg.evaluation import benchmarks as module
 from raylg.evaluation.benchmarks import PairScores, concatenate, protocol_hash, score_pairs
 from raylg.evaluation.config import EvaluationConfig
 from raylg.geometry.camera import Camera, Pose
+from raylg.models.config import LightGlueConfig
 
 PARAMS = np.array([500.0, 500, 320, 240])
 CONFIG = EvaluationConfig(batch_size=3, num_threads=2, ransac_max_iterations=500)
@@ -222,7 +223,7 @@ def test_poses_are_estimated_while_later_batches_are_matched(monkeypatch: pytest
 
 
 def hashed(config: EvaluationConfig = CONFIG, **changes: object) -> str:
-    arguments = {"data_hash": "d", "indices": INDICES, "filter_threshold": 0.1, "num_keypoints": 512} | changes
+    arguments = {"data_hash": "d", "indices": INDICES, "matcher": LightGlueConfig(), "num_keypoints": 512} | changes
     return protocol_hash(config, **arguments)  # type: ignore[arg-type]
 
 
@@ -231,7 +232,9 @@ def test_protocol_hash_changes_with_everything_that_changes_a_score() -> None:
         hashed(),
         hashed(data_hash="e"),
         hashed(indices=INDICES[1:]),
-        hashed(filter_threshold=0.2),
+        hashed(matcher=LightGlueConfig(filter_threshold=0.2)),
+        hashed(matcher=LightGlueConfig(depth_confidence=0.9)),
+        hashed(matcher=LightGlueConfig(width_confidence=0.9)),
         hashed(num_keypoints=1024),
         hashed(replace(CONFIG, ransac_threshold=1.0)),
         hashed(replace(CONFIG, ransac_max_iterations=501)),
@@ -243,5 +246,6 @@ def test_protocol_hash_changes_with_everything_that_changes_a_score() -> None:
 
 
 def test_protocol_hash_changes_with_nothing_else() -> None:
+    assert hashed(matcher=LightGlueConfig(num_layers=3)) == hashed()
     assert hashed(replace(CONFIG, batch_size=1, num_threads=7)) == hashed()
     assert hashed(indices=INDICES[::-1]) == hashed()
