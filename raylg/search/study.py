@@ -163,13 +163,21 @@ class StudyDirectory:
         return path
 
     def _describe(self, path: Path) -> None:
-        """Write ``study.yaml``; what may change is brought up to date, the date of creation stays."""
-        created = yaml.safe_load(path.read_text())["created"] if path.exists() else None
-        versions = {name: metadata.version(name) for name in _PACKAGES}
+        """Write ``study.yaml``; what may change is brought up to date, date and versions of the start stay."""
+        stored = yaml.safe_load(path.read_text()) if path.exists() else {}
+        versions = {
+            "raylg": raylg.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        }
+        resumed = stored.get("resumed_with", [])
+        if stored and versions not in [stored["versions"], *resumed]:
+            resumed = [*resumed, versions]  # part of the trials ran with other packages: say so, do not rewrite history
         content = {
             "format": FORMAT,
-            "created": created or f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            "versions": {"raylg": raylg.__version__, "python": platform.python_version(), **versions},
+            "created": stored.get("created") or f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "versions": stored.get("versions", versions),
+            **({"resumed_with": resumed} if resumed else {}),
             **self.setup.to_mapping(),
         }
         write_text_atomically(path, dump_yaml(content))

@@ -56,6 +56,22 @@ def test_continues_from_the_last_checkpoint_and_repeats_its_report(tmp_path: Pat
     assert recorder.calls == [({"pairs_seen": 20, "val/auc@5": 0.5}, last)]
 
 
+def test_all_ranks_continue_from_the_checkpoint_that_rank_0_sees(tmp_path: Path) -> None:
+    seen_by_rank_0 = tmp_path / "checkpoints" / "pairs-000000000020"
+    seen_by_rank_0.mkdir(parents=True)
+    (seen_by_rank_0 / "metrics.json").write_text(json.dumps({"pairs_seen": 20}))
+    resumed: list[Path | None] = []
+
+    class OtherRank(World):
+        def gather(self, value: Any) -> list[Any]:
+            assert value is None  # this node does not see the file yet
+            return [seen_by_rank_0, value]
+
+    fit = job(lambda *arguments: resumed.append(arguments[-1]))
+    worker.run_to_end(fit, RunConfig(), OtherRank(rank=1), Recorder(), tmp_path / "another-view-of-the-folder")
+    assert resumed == [seen_by_rank_0]
+
+
 def test_starts_from_nothing_without_a_report(tmp_path: Path) -> None:
     resumed: list[Path | None] = []
     recorder = Recorder()
@@ -88,6 +104,9 @@ def test_outcome_travels_through_the_run_directory(tmp_path: Path) -> None:
         "error": "TrainingDiverged",
         "reason": "diverged: NaN at step 3",
     }
+    worker.write_outcome(tmp_path, worker.outcome_of(ShardError("what followed on another rank")))
+    assert worker.read_outcome(tmp_path)["error"] == "TrainingDiverged"  # the cause, not what it caused
+    assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]
     worker.clear_outcome(tmp_path)
     worker.clear_outcome(tmp_path)
     assert worker.read_outcome(tmp_path) is None

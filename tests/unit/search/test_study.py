@@ -32,6 +32,29 @@ def test_study_yaml_says_what_made_the_results(make_setup: Make) -> None:
     assert stored["space"]["parameters"]["optim.lr"]["low"] == 1e-5
 
 
+def test_a_resume_with_other_packages_is_written_down(make_setup: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup()
+    StudyDirectory(setup).close()
+    path = setup.path / "study.yaml"
+    first = yaml.safe_load(path.read_text())
+    assert "resumed_with" not in first
+    monkeypatch.setattr("raylg.__version__", "9.9.9")
+    for _ in range(2):
+        StudyDirectory(setup).close()
+    again = yaml.safe_load(path.read_text())
+    assert again["versions"] == first["versions"] and again["created"] == first["created"]
+    assert [versions["raylg"] for versions in again["resumed_with"]] == ["9.9.9"]
+
+
+def test_killed_while_the_study_was_made(make_setup: Make) -> None:
+    setup = make_setup()
+    setup.path.mkdir()
+    (setup.path / ".lock").touch()
+    (setup.path / ".study.yaml.123.tmp").write_text("format: 1")
+    with StudyDirectory(setup) as directory:
+        assert directory.records() == []
+
+
 @pytest.mark.parametrize(
     ("change", "shown"),
     [
