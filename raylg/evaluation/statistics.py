@@ -49,8 +49,8 @@ def paired_difference(
     Images are drawn with replacement, and a pair weighs the product of the multiplicities of its two images. Each
     pair's own noise then counts three times (Owen 2007, The pigeonhole bootstrap), which makes intervals 1.5 times too
     wide where images share little. So the deviations of the resamples are scaled to the variance that allows any
-    dependence among pairs with a common image (Aronow, Samii and Assenova 2015, eq. 3), at least that of unrelated
-    pairs.
+    dependence among pairs with a common image (Aronow, Samii and Assenova 2015, arXiv:1312.3398), at least that of
+    unrelated pairs.
 
     Args:
         a: scores of one matcher.
