@@ -56,6 +56,8 @@ class View:
     """float32 [B, N] px, padding 0."""
     oris: Tensor | None = None
     """float32 [B, N] radians, padding 0."""
+    original_size: Tensor | None = None
+    """float32 [B, 2], (width, height) before images were resized for extraction; None where that is not known."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> View:
         """Copy every tensor to `device`."""
@@ -72,6 +74,7 @@ class View:
             depth_keypoints=move(self.depth_keypoints),
             scales=None if self.scales is None else move(self.scales),
             oris=None if self.oris is None else move(self.oris),
+            original_size=None if self.original_size is None else move(self.original_size),
         )
 
     def __getitem__(self, rows: slice) -> View:
@@ -85,6 +88,7 @@ class View:
             depth_keypoints=self.depth_keypoints[rows],
             scales=None if self.scales is None else self.scales[rows],
             oris=None if self.oris is None else self.oris[rows],
+            original_size=None if self.original_size is None else self.original_size[rows],
         )
 
 
@@ -100,6 +104,9 @@ class PairBatch:
     """float32 [B], 0 to 1; NaN where the source does not know it."""
     names: tuple[tuple[str, str, str], ...]
     """(scene, image 0, image 1) of each pair."""
+    H_0to1: Tensor | None = None
+    """float32 [B, 3, 3], pixels of view 0 to pixels of view 1. Where given it is the geometry of every pair of the
+    batch, and cameras, depths and `T_0to1` are NaN."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -112,6 +119,7 @@ class PairBatch:
             view1=self.view1.to(device, non_blocking=non_blocking),
             T_0to1=self.T_0to1.to(device),
             overlap=self.overlap.to(device, non_blocking=non_blocking),
+            H_0to1=None if self.H_0to1 is None else self.H_0to1.to(device, non_blocking=non_blocking),
         )
 
     def __getitem__(self, rows: slice) -> PairBatch:
@@ -122,6 +130,7 @@ class PairBatch:
             T_0to1=self.T_0to1[rows],
             overlap=self.overlap[rows],
             names=self.names[rows],
+            H_0to1=None if self.H_0to1 is None else self.H_0to1[rows],
         )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raylg.schema import check
+from raylg.schema import check, nearest
 
-SourceName = Literal["mini", "colmap", "shards"]
+SOURCES = ("mini", "colmap", "megadepth", "images", "shards")
+"""Built-in values of `data.source`; `module:Class` names a class of the user's."""
+WITHOUT_PATH = ("mini",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +60,84 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """Homography pairs from plain photographs (`data=images`), drawn anew in each epoch (glue-factory's recipe)."""
+
+    width: int = 640
+    """Width of a warped view in pixels (glue-factory: 640)."""
+    height: int = 480
+    """Height of a warped view in pixels (glue-factory: 480)."""
+    long_side: int = 1024
+    """Photographs are stored with at most this long side, as JPEG."""
+    difficulty: float = 0.7
+    """0 leaves the corners of a view where they are, 1 may move them anywhere (glue-factory: 0.7)."""
+    max_angle: float = 45.0
+    """Largest in-plane rotation of a view in degrees, scaled by `difficulty` (glue-factory: 45)."""
+    photometric: float = 1.0
+    """Strength of the changes of light and sharpness; 0 turns them off, 1 is LightGlue's recipe."""
+    val_fraction: float = 0.05
+    """Share of the photographs for validation, by a hash of their names."""
+
+    def __post_init__(self) -> None:
+        check(self.width >= 64, "width", self.width, "at least 64 px")
+        check(self.height >= 64, "height", self.height, "at least 64 px")
+        check(self.long_side >= 64, "long_side", self.long_side, "at least 64 px")
+        check(0 <= self.difficulty <= 1, "difficulty", self.difficulty, "in [0, 1]")
+        check(0 <= self.max_angle <= 180, "max_angle", self.max_angle, "in [0, 180] degrees")
+        check(0 <= self.photometric <= 1, "photometric", self.photometric, "in [0, 1]")
+        check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """How object storage is read and written. Credentials come from the environment or the instance role only."""
+
+    endpoint_url: str | None = None
+    """S3-compatible server, such as http://minio:9000; null takes AWS_ENDPOINT_URL, else AWS."""
+    timeout_s: float = 20.0
+    """A request that moves no byte for this long is given up and sent again."""
+    deadline_s: float = 300.0
+    """Reading or writing one file ends after this long, repeats included, with an error."""
+    parallel_reads: int = 4
+    """Requests at a time per process; a large file is read in as many ranges."""
+    cache_gb: float = 100.0
+    """Largest size in GB of `data.cache_dir`/shards, which all runs on a machine share; 0 keeps nothing."""
+
+    def __post_init__(self) -> None:
+        url = self.endpoint_url
+        check(
+            url is None or url.startswith(("http://", "https://")),
+            "endpoint_url",
+            url,
+            "null, http://... or https://...",
+        )
+        check(url is None or "@" not in url, "endpoint_url", "(hidden)", "without credentials: set AWS_ACCESS_KEY_ID")
+        check(self.timeout_s > 0, "timeout_s", self.timeout_s, "above 0 s")
+        check(
+            self.deadline_s >= self.timeout_s,
+            "deadline_s",
+            self.deadline_s,
+            f"at least timeout_s = {self.timeout_s:g} s",
+        )
+        check(self.parallel_reads >= 1, "parallel_reads", self.parallel_reads, "at least 1")
+        check(self.cache_gb >= 0, "cache_gb", self.cache_gb, "at least 0 GB")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, which pairs, and how they are streamed."""
 
-    source: SourceName = "mini"
-    """mini: built-in scenes; colmap: COLMAP workspaces; shards: feature shards that `prepare` wrote."""
+    source: str = "mini"
+    """mini: built-in scenes; colmap: COLMAP workspaces; megadepth: MegaDepth as D2-Net or LoFTR publish it; images:
+    plain photographs, for homography pairs; shards: what `prepare` wrote; module:Class: a scene source of your own."""
     path: tuple[str, ...] = ()
-    """colmap: workspaces, or folders that hold workspaces; shards: one folder with a manifest.json."""
+    """colmap: workspaces, or folders that hold workspaces; megadepth: its root; images: a folder or s3:// of
+    photographs; shards: one folder or s3:// with a manifest.json."""
     cache_dir: str = "~/.cache/raylg"
-    """Where renders and feature shards of `mini` and `colmap` are kept."""
+    """Where renders, features of sources, and shards from object storage are kept."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
     mini: SyntheticConfig = field(default_factory=SyntheticConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     min_overlap: float = 0.1
     """Smallest covisibility of a pair (share of common points or pixels; glue-factory: 0.1)."""
@@ -96,10 +166,18 @@ class DataConfig:
         for name in ("max_pairs_per_scene", "batch_size", "num_keypoints", "open_shards", "prefetch_batches"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check(self.images_per_shard >= 2, "images_per_shard", self.images_per_shard, "at least 2")
+        module, colon, name = self.source.partition(":")
         check(
-            self.source == "mini" or bool(self.path),
+            self.source in SOURCES or bool(module and colon and name.isidentifier()),
+            "source",
+            self.source,
+            f"one of {', '.join(SOURCES)}, or module:Class{nearest(self.source, SOURCES)}",
+        )
+        check(
+            self.source in WITHOUT_PATH or bool(colon) or bool(self.path),
             "path",
             list(self.path),
             f"given for data.source={self.source}: data.path=FOLDER",
         )
-        check(self.source != "shards" or len(self.path) == 1, "path", list(self.path), "one folder for shards")
+        single = self.source in ("shards", "megadepth", "images")
+        check(not single or len(self.path) == 1, "path", list(self.path), f"one folder for {self.source}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from raylg.data.config import DataConfig
 from raylg.errors import ConfigError
-from raylg.evaluation.config import EvaluationConfig
+from raylg.evaluation.config import BenchmarksConfig, EvaluationConfig
 from raylg.models.config import ModelConfig
 from raylg.schema import check
 from raylg.supervision.config import GroundTruthConfig, LossConfig
@@ -122,6 +122,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
@@ -140,5 +141,8 @@ class RunConfig:
                     f"{group}.num_keypoints = {wanted}: the shards keep only "
                     f"model.extractor.max_num_keypoints = {stored}; lower the first or raise the second"
                 )
+        for name in self.evaluation.benchmarks:
+            if getattr(self.benchmarks, name).path is None:
+                problems.append(f"benchmarks.{name}.path = null: give the folder of the benchmark {name}")
         if problems:
             raise ConfigError("\n".join(problems))

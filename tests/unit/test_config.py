@@ -56,7 +56,7 @@ def test_defaults_are_the_small_road() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_shipped_file_composes_and_is_in_effect(choice: str, tmp_path: Path) -> None:
     group, _, name = choice.rpartition("/")
-    needs = {f"data/{source}": f"data.path={tmp_path}" for source in ("colmap", "shards")}
+    needs = {f"data/{source}": f"data.path={tmp_path}" for source in ("colmap", "images", "megadepth", "shards")}
     needs["evaluation/full"] = "model/extractor=superpoint"  # of which more keypoints are kept
     words = [f"{group}={name}", *([needs[choice]] if choice in needs else [])]
     loaded = to_mapping(config.load(words))
@@ -150,8 +150,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
         (["optim.name=adm"], "did you mean 'adam'"),
         (["data=colmap"], "data.path = []: must be given for data.source=colmap: data.path=FOLDER"),
         (["data=shards", "data.path=[a,b]"], "one folder for shards"),
-        (["data=colmp"], "data=colmp: no such choice; there are colmap, mini, shards; did you mean 'colmap'?"),
-        (["data=null"], "data=null: no such choice; there are colmap, mini, shards"),
+        (["data=colmp"], "there are colmap, images, megadepth, mini, shards; did you mean 'colmap'?"),
+        (["data=null"], "data=null: no such choice; there are colmap, images, megadepth, mini, shards"),
         (["data=[mini,colmap]"], "data=[mini,colmap]: no such choice"),
         (["model=small"], "model=small: no such choice"),
         (["model/matcher=huge"], "model/matcher=huge: no such choice; there are lightglue, small"),
@@ -245,7 +245,7 @@ def test_choices_of_all_folders_are_known(tmp_path: Path) -> None:
     write(tmp_path / "given/data/scans.yaml", "source: colmap\npath: [scans]\n")
     assert config.load(["data=scans"], None, str(tmp_path / "given")).data.path == ("scans",)
     (line,) = problems(["data=scan"], None, str(tmp_path / "given"))
-    assert "colmap, mini, scans, shards; did you mean 'scans'?" in line
+    assert "colmap, images, megadepth, mini, scans, shards; did you mean 'scans'?" in line
 
 
 def test_unrelated_configs_in_the_working_directory_do_no_harm(tmp_path: Path) -> None:
