@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raylg.errors import ConfigError
-from raylg.schema import build, nearest
+from raylg.evaluation.config import BenchmarkName
+from raylg.schema import build, check, nearest
 from raylg.search.config import StudyConfig
 from raylg.training.config import RunConfig
 
@@ -31,16 +32,32 @@ PACKAGE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RunConfig):
-    """A whole configuration: one training run, the study around it, and where `prepare` writes."""
+    """A whole configuration: one training run, the study around it, and what single commands take."""
 
     study: StudyConfig = field(default_factory=StudyConfig)
     out: str | None = None
     """Folder that `prepare` writes feature shards to."""
+    benchmark: BenchmarkName | None = None
+    """What `evaluate` scores instead of a split of the data set."""
 
     @property
     def run(self) -> RunConfig:
         """The part that a trial, a checkpoint and a worker share."""
         return RunConfig(**{f.name: getattr(self, f.name) for f in fields(RunConfig)})
+
+    def without_benchmark(self) -> Config:
+        """This configuration, for a command that takes no `benchmark`.
+
+        Raises:
+            ConfigError: one is given.
+        """
+        check(
+            self.benchmark is None,
+            "benchmark",
+            self.benchmark,
+            f"given to evaluate only; reports of runs score evaluation.benchmarks=[{self.benchmark}]",
+        )
+        return self
 
 
 def load(words: Sequence[str], config: str | None = None, config_dir: str | None = None) -> Config:

@@ -1,4 +1,4 @@
-"""`python -m raylg.evaluate CHECKPOINT`: relative-pose AUC of a matcher beside mutual nearest neighbours."""
+"""`python -m raylg.evaluate CHECKPOINT`: AUC of a matcher beside mutual nearest neighbours, on a split or benchmark."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from raylg.errors import ConfigError
 
 if TYPE_CHECKING:
     from raylg.data.scene import Split
+    from raylg.evaluation.config import BenchmarkName
+    from raylg.training.config import RunConfig
 
 
 CAVEAT = ", which may have trained or chosen these weights: that flatters them"
@@ -33,28 +35,58 @@ def _evaluate(argv: Sequence[str]) -> int:
         raise ConfigError(f"{' '.join(paths) or 'no checkpoint given'}: give one checkpoint, run or .pth file")
     weights, stored = _find(Path(paths[0]).expanduser())
     overrides = [word for word in arguments.overrides if word not in paths]
-    run = config.load(overrides, arguments.config or stored, arguments.config_dir).run
+    loaded = config.load(overrides, arguments.config or stored, arguments.config_dir)
 
     from raylg.schema import override
+
+    run = override(loaded.run, {"model.matcher.weights": str(weights), "train.init_from": None})
+    if loaded.benchmark is None:
+        _score_split(run, arguments.split)
+    elif arguments.split is None:
+        _score_benchmark(run, loaded.benchmark)
+    else:
+        raise ConfigError(f"--split {arguments.split} and benchmark={loaded.benchmark}: give one of them")
+    return 0
+
+
+def _score_split(run: RunConfig, split: Split | None) -> None:
     from raylg.training.features import check_inputs, ensure_features, has_split, open_split
 
-    run = override(run, {"model.matcher.weights": str(weights), "train.init_from": None})
     check_inputs(run)
 
-    from raylg.evaluation.comparison import baselines, compare
+    from raylg.evaluation.benchmarks import check_pixels
+    from raylg.evaluation.comparison import baselines, compare, scoring_device
     from raylg.training.checkpoint import build_matcher
 
     matcher = build_matcher(run).eval()
     with progress_bar("extracting features") as progress:
         ensure_features(run, progress)
-    split: Split = arguments.split or ("test" if has_split(run, "test") else "val")
-    dataset = open_split(run, split)
-    matchers = {"LightGlue": matcher, **baselines()}
-    scores = compare(matchers, dataset, run.evaluation)
+    split = split or ("test" if has_split(run, "test") else "val")
+    dataset = open_split(run, split, scoring_device())
+    check_pixels(dataset, run.evaluation)
+    scores = compare({"LightGlue": matcher, **baselines()}, dataset, run.evaluation)
     console().print(
         comparison_table(scores, f"{len(scores['LightGlue'])} {split} pairs{CAVEAT if split == 'val' else ''}")
     )
-    return 0
+
+
+def _score_benchmark(run: RunConfig, name: BenchmarkName) -> None:
+    from raylg.schema import override
+    from raylg.training.benchmarks import benchmark_protocol, check_benchmarks, ensure_benchmark, open_benchmark
+
+    run = override(run, {"evaluation.benchmarks": [name]})
+    check_benchmarks(run)
+
+    from raylg.evaluation.comparison import baselines, compare
+    from raylg.training.checkpoint import build_matcher
+
+    matcher = build_matcher(run).eval()
+    with progress_bar(f"extracting features of {name}") as progress:
+        ensure_benchmark(run, name, progress)
+    scores = compare({"LightGlue": matcher, **baselines()}, open_benchmark(run, name), benchmark_protocol(run, name))
+    out = console()
+    out.print(comparison_table(scores, f"{len(scores['LightGlue'])} pairs of {name}"))
+    out.print(f"If trials were chosen by {name}, its number of the chosen one is optimistic.")
 
 
 def _find(path: Path) -> tuple[Path, str | None]:

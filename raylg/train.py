@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from raylg import config
 from raylg.console.terminal import console, guard, parser, progress_bar
+from raylg.evaluation.measures import ScoreColumns
 
 if TYPE_CHECKING:
     from raylg.training.config import RunConfig
@@ -24,16 +25,21 @@ def _train(argv: Sequence[str]) -> int:
     words = parser("train", __doc__ or "")
     words.add_argument("--name", default="train", help="folder of the run under runs/ (default: train)")
     arguments = words.parse_intermixed_args(argv)
-    run = config.load(arguments.overrides, arguments.config, arguments.config_dir).run
+    run = config.load(arguments.overrides, arguments.config, arguments.config_dir).without_benchmark().run
     workdir = Path("runs") / arguments.name
 
     from raylg.cluster.resources import check_fits
+    from raylg.training.benchmarks import check_benchmarks, ensure_benchmark
     from raylg.training.features import check_inputs, ensure_features
 
     check_fits(run.scale)
     check_inputs(run)
+    check_benchmarks(run)
     with progress_bar("extracting features") as progress:
         ensure_features(run, progress)
+    for name in run.evaluation.benchmarks:
+        with progress_bar(f"extracting features of {name}") as progress:
+            ensure_benchmark(run, name, progress)
 
     from raylg.training.reporter import ConsoleReporter
 
@@ -41,8 +47,9 @@ def _train(argv: Sequence[str]) -> int:
     reporter = ConsoleReporter(out.print, run.train.num_pairs)
     alone = run.scale.num_workers == 1 and run.scale.executor != "ray_train"
     metrics = _train_here(run, workdir, reporter) if alone else _train_on_ray(run, workdir, reporter)
-    areas = "/".join(f"{100 * metrics[f'val/auc@{degrees}']:.2f}" for degrees in (5, 10, 20))
-    out.print(f"done: {metrics['pairs_seen']:.0f} pairs, validation AUC@5/10/20 {areas}, run {workdir}")
+    areas = [f"validation {ScoreColumns.of(metrics).text(metrics, digits=2)}"]
+    areas += [ScoreColumns(name).text(metrics, digits=2) for name in run.evaluation.benchmarks]
+    out.print(f"done: {metrics['pairs_seen']:.0f} pairs, {', '.join(areas)}, run {workdir}")
     out.print(f"next: python -m raylg.evaluate {workdir}    curves: tensorboard --logdir {workdir}")
     return 0
 

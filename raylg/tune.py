@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,72 +28,73 @@ def _tune(argv: Sequence[str]) -> int:
     words.add_argument("--space", required=True, help="search space: a name in search_spaces/, or a YAML file")
     words.add_argument("--name", help="folder of the study under studies/ (default: name of the space)")
     arguments = words.parse_intermixed_args(argv)
-    loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
-    space = _checked_space(loaded, arguments.space, arguments.overrides, arguments.config_dir)
+    loaded, space = _checked(arguments)
 
-    from raylg.console.study import LiveStudy, trial_table
+    from raylg.console.study import LiveStudy, TrialColumns, trial_table
+    from raylg.training.benchmarks import ensure_benchmark, objective_columns
     from raylg.training.features import ensure_features
 
     out = console()
     with progress_bar("extracting features") as progress:
         ensure_features(loaded.run, progress)
-    name = arguments.name or loaded.study.name or space.name
-    with _open(replace(loaded, study=replace(loaded.study, name=name)), space) as directory:
+    for benchmark in loaded.evaluation.benchmarks:
+        with progress_bar(f"extracting features of {benchmark}") as progress:
+            ensure_benchmark(loaded.run, benchmark, progress)
+    objective = loaded.study.objective
+    parameters = [parameter.path for parameter in space.parameters]
+    scores = objective_columns(loaded.run, objective)
+    columns = TrialColumns(parameters=parameters, scores=scores, num_pairs=loaded.train.num_pairs)
+    with _open(loaded, space) as directory:
         from raylg.cluster.session import RaySession
         from raylg.cluster.tuner import run_search
 
-        parameters = [parameter.path for parameter in space.parameters]
-        num_pairs = loaded.train.num_pairs
         out.print(f"study: {directory.path}    (stop at any time; the same command continues)")
         with RaySession(loaded.scale, directory.path / "ray.log") as session:
             out.print(f"Ray dashboard: {session.dashboard_url}    curves: tensorboard --logdir {directory.path}/trials")
-            with LiveStudy(out, parameters, num_pairs) as live:
+            with LiveStudy(out, columns) as live:
                 best = run_search(directory, session, live)
-        title = f"{directory.path}: {loaded.study.objective} on validation pairs, by which the best was chosen"
-        out.print(trial_table(title, directory.table(), parameters, num_pairs))
+        out.print(trial_table(f"{directory.path}: {objective}", directory.table(), columns))
+        out.print(f"The best trial was chosen by its {objective}; that number is therefore optimistic.")
         _compare(loaded, directory, best)
         out.print(f"best: trial {best.number}, {directory.path / 'best.yaml'}")
         out.print(f"next: python -m raylg.train --config {directory.path / 'best.yaml'}")
     return 0
 
 
-def _checked_space(loaded: Config, name: str, overrides: Sequence[str], config_dir: str | None) -> SearchSpace:
+def _checked(arguments: Namespace) -> tuple[Config, SearchSpace]:
     """Everything that can be wrong with the input, before a machine or a minute is spent."""
     from raylg.cluster.resources import check_fits
     from raylg.schema import check_all
     from raylg.search.space import SearchSpace
+    from raylg.training.benchmarks import add_objective_benchmark, check_benchmarks, objective_columns
     from raylg.training.features import check_inputs
 
-    found, mapping = config.load_space(name, config_dir)
-    space = SearchSpace.parse(mapping, found).starting_from(loaded.run, config.load((), config_dir=config_dir).run)
-    fixed = config.fixed_paths(overrides)
+    loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir).without_benchmark()
+    loaded = add_objective_benchmark(loaded, loaded.study.objective)
+    found, mapping = config.load_space(arguments.space, arguments.config_dir)
+    defaults = config.load((), config_dir=arguments.config_dir).run
+    space = SearchSpace.parse(mapping, found).starting_from(loaded.run, defaults)
+    fixed = config.fixed_paths(arguments.overrides)
     check_all(lambda: space.validate(loaded.run, fixed), lambda: check_fits(loaded.scale))
     check_inputs(loaded.run)
-    return space
+    check_benchmarks(loaded.run)
+    objective_columns(loaded.run, loaded.study.objective)
+    name = arguments.name or loaded.study.name or space.name
+    return replace(loaded, study=replace(loaded.study, name=name)), space
 
 
 def _open(loaded: Config, space: SearchSpace) -> StudyDirectory:
-    from raylg.data.stream import evaluation_indices
-    from raylg.evaluation.benchmarks import protocol_hash
     from raylg.search.study import StudyDirectory, StudySetup
-    from raylg.training.features import open_split
+    from raylg.training.benchmarks import protocol_hashes
 
-    dataset = open_split(loaded.run, "val")
-    protocol = protocol_hash(
-        loaded.evaluation,
-        data_hash=dataset.data_hash,
-        indices=evaluation_indices(dataset, loaded.evaluation.max_pairs),
-        matcher=loaded.model.matcher,
-        num_keypoints=loaded.evaluation.num_keypoints,
-    )
-    hashes = {"data": dataset.data_hash, "protocol": protocol}
+    hashes = protocol_hashes(loaded.run)
     return StudyDirectory(StudySetup(study=loaded.study, space=space, run=loaded.run, hashes=hashes))
 
 
 def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> None:
     """Best, baseline and untrained matchers on pairs that chose nothing."""
     from raylg.console.study import comparison_table
-    from raylg.evaluation.comparison import baselines, compare
+    from raylg.evaluation.comparison import baselines, compare, scoring_device
     from raylg.training.checkpoint import load_matcher
     from raylg.training.features import has_split, open_split
 
@@ -108,7 +110,7 @@ def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> No
         for name, record in trials.items()
         if record.state in ("complete", "stopped")
     }
-    dataset = open_split(loaded.run, "test")
+    dataset = open_split(loaded.run, "test", scoring_device())
     scores = compare({**matchers, **baselines()}, dataset, replace(loaded.evaluation, max_pairs=None))
     console().print(comparison_table(scores, f"{dataset.num_pairs} test pairs, which chose nothing"))
 

@@ -53,7 +53,7 @@ def run_training(
     shutil.rmtree(scratch, ignore_errors=True)
     job = Job(
         run=to_mapping(run),
-        objective="val/auc@5",
+        objective="val/mean_auc",  # which every kind of pairs has
         name=workdir.name,
         cwd=os.getcwd(),
         worker=worker_resources(run.scale, session.resources),

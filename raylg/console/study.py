@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,21 +13,33 @@ from rich.live import Live
 from rich.table import Table
 
 from raylg.console.terminal import table
+from raylg.evaluation.measures import ScoreColumns
 from raylg.search.ledger import TrialEvent
 from raylg.search.record import TrialRecord
 
 if TYPE_CHECKING:
-    from raylg.evaluation.benchmarks import PairScores
+    from raylg.evaluation.pair_scores import PairScores
 
 STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "infeasible": "red", "failed": "red"}
-AUCS = ("val/auc@5", "val/auc@10", "val/auc@20")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialColumns:
+    """What the tables of a study show of each trial."""
+
+    parameters: Sequence[str]
+    """Dotted paths that are searched."""
+    scores: ScoreColumns
+    """Those of the objective."""
+    num_pairs: int
+    """Full budget."""
 
 
 class LiveStudy:
     """Shows each event of a study: as a table that is redrawn on a terminal, as one line each on a pipe."""
 
-    def __init__(self, out: Console, parameters: Sequence[str], num_pairs: int) -> None:
-        self._out, self._parameters, self._num_pairs = out, parameters, num_pairs
+    def __init__(self, out: Console, columns: TrialColumns) -> None:
+        self._out, self._columns = out, columns
         self._records: dict[int, TrialRecord] = {}
         self._started = time.monotonic()
         self._live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
@@ -54,7 +67,8 @@ class LiveStudy:
         if event.kind in ("started", "resumed"):
             parts.append(", ".join(f"{path}={shown(value)}" for path, value in record.values.items()))
         elif record.objective is not None:
-            parts.append(f"{record.pairs_seen} pairs, {aucs(record)}{eta(record, self._num_pairs)}")
+            scores = self._columns.scores.text(record.metrics)
+            parts.append(f"{record.pairs_seen} pairs, {scores}{eta(record, self._columns.num_pairs)}")
         if event.kind == "retried":
             parts.append(record.reason)
         if event.kind == "finished":
@@ -64,20 +78,20 @@ class LiveStudy:
     def _table(self) -> Table:
         elapsed = time.monotonic() - self._started
         records = sorted(self._records.values(), key=lambda record: record.number)
-        return trial_table(f"{elapsed:.0f} s", records, self._parameters, self._num_pairs)
+        return trial_table(f"{elapsed:.0f} s", records, self._columns)
 
 
-def trial_table(title: str, records: Sequence[TrialRecord], parameters: Sequence[str], num_pairs: int) -> Table:
+def trial_table(title: str, records: Sequence[TrialRecord], columns: TrialColumns) -> Table:
     """One row per trial, in the order given; percent for AUC."""
-    result = table(title, ["trial", *parameters, "pairs", "AUC@5", "@10", "@20", "state"])
+    result = table(title, ["trial", *columns.parameters, "pairs", *columns.scores.titles, "state"])
     result.columns[-1].justify = "left"
     for record in records:
-        values = [shown(record.values.get(path, "")) for path in parameters]
-        scores = [f"{100 * record.metrics[key]:.1f}" if key in record.metrics else "" for key in AUCS]
+        values = [shown(record.values.get(path, "")) for path in columns.parameters]
+        scores = [f"{100 * record.metrics[key]:.1f}" if key in record.metrics else "" for key in columns.scores.keys]
         number = f"{record.number} (baseline)" if record.number == 0 else str(record.number)
         state = record.state + (f": {record.reason}" if record.reason else "")
         if record.state == "running":
-            state += eta(record, num_pairs)
+            state += eta(record, columns.num_pairs)
         result.add_row(number, *values, str(record.pairs_seen), *scores, state, style=STYLES.get(record.state, ""))
     return result
 
@@ -90,24 +104,20 @@ def comparison_table(scores: Mapping[str, PairScores], title: str) -> Table:
     """
     from raylg.evaluation.statistics import paired_difference
 
-    columns = ["matcher", "AUC@5", "@10", "@20", "precision", "matches", "first minus this, AUC@5"]
-    result = table(title, columns)
     first = next(iter(scores.values()))
+    columns, headline = ScoreColumns("val", first.measure), first.measure.headline
+    minus = f"first minus this, {columns.name}@{headline:g}"
+    result = table(title, ["matcher", *columns.titles, "precision", "matches", minus])
     for name, score in scores.items():
-        metrics = score.metrics("x")
-        areas = [f"{100 * metrics[f'x/auc@{degrees}']:.1f}" for degrees in (5, 10, 20)]
-        precision = 100 * metrics[f"x/precision@{score.precision_threshold:g}px"]
+        metrics = score.metrics("val")
+        areas = [f"{100 * metrics[key]:.1f}" for key in columns.keys]
+        precision = 100 * metrics[f"val/precision@{score.precision_threshold:g}px"]
         difference = ""
         if score is not first:
-            found = paired_difference(first, score, threshold=5.0)
+            found = paired_difference(first, score, threshold=headline)
             difference = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        result.add_row(name, *areas, f"{precision:.1f}", f"{metrics['x/num_matches']:.0f}", difference)
+        result.add_row(name, *areas, f"{precision:.1f}", f"{metrics['val/num_matches']:.0f}", difference)
     return result
-
-
-def aucs(record: TrialRecord) -> str:
-    """AUC@5/10/20 in percent."""
-    return "AUC@5/10/20 " + "/".join(f"{100 * record.metrics.get(key, float('nan')):.1f}" for key in AUCS)
 
 
 def eta(record: TrialRecord, num_pairs: int) -> str:

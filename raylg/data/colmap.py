@@ -12,18 +12,15 @@ import numpy as np
 import pycolmap
 
 from raylg.data.config import DataConfig, SplitConfig
-from raylg.data.depth_maps import find_depth_map, read_depth_map
+from raylg.data.depth_maps import find_depth_map, read_image_depth
 from raylg.data.pairs import select_pairs
-from raylg.data.pixels import read_image, read_image_size
+from raylg.data.pixels import read_image, read_image_size, same_aspect, size_text
 from raylg.data.scene import PosedView, SceneRef, Split
 from raylg.data.workspace import Workspace, find_workspaces, pinhole_parameters, undistort_command
 from raylg.errors import ConfigError, ShardError
 from raylg.schema import nearest
 
 logger = logging.getLogger(__name__)
-
-LARGEST_ASPECT_DEVIATION = 0.02
-"""Images and depth maps of rounded size differ in aspect by less than this, other images by more."""
 
 
 class ColmapSource:
@@ -106,13 +103,7 @@ class ColmapScene:
         """Depth, float32 [H', W'], at the resolution it was computed at; 0 where unknown."""
         view = self.views[index]
         path = find_depth_map(self.workspace.root, view.name)
-        if path is None:
-            return None
-        depth = read_depth_map(path)
-        size = (depth.shape[1], depth.shape[0])
-        if not _same_aspect(size, view.image_size):
-            raise ShardError(f"{path}: {_text(size)} pixels, but the image has {_text(view.image_size)}")
-        return depth
+        return None if path is None else read_image_depth(path, view.image_size)
 
 
 def covisibility(point_ids: Sequence[np.ndarray]) -> np.ndarray:
@@ -233,23 +224,13 @@ def _view(workspace: Workspace, model: pycolmap.Reconstruction, image: pycolmap.
             f"{workspace.model}: distorted camera; `{undistort_command(workspace.root, workspace.model)}`"
         )
     size = read_image_size(workspace.images / image.name)
-    if not _same_aspect(size, (camera.width, camera.height)):
+    if not same_aspect(size, (camera.width, camera.height)):
         raise ConfigError(
-            f"{workspace.images / image.name}: {_text(size)} pixels, but its camera in {workspace.model} has "
-            f"{_text((camera.width, camera.height))}; give the images that the model was made of, or undistort them: "
-            f"`{undistort_command(workspace.root, workspace.model)}`"
+            f"{workspace.images / image.name}: {size_text(size)} pixels, but its camera in {workspace.model} has "
+            f"{size_text((camera.width, camera.height))}; give the images that the model was made of, or undistort "
+            f"them: `{undistort_command(workspace.root, workspace.model)}`"
         )
     scale = np.array([size[0] / camera.width, size[1] / camera.height] * 2)  # images may have been shrunk since
     T_w2c = np.eye(4)
     T_w2c[:3] = image.cam_from_world().matrix()
     return PosedView(name=image.name, image_size=size, camera=parameters * scale, T_w2c=T_w2c)
-
-
-def _same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether sizes are the same up to scale and rounding to whole pixels."""
-    rounding = 1 / min(*size, *other)
-    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) < LARGEST_ASPECT_DEVIATION + rounding
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

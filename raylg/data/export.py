@@ -1,248 +1,179 @@
-"""Scenes to feature shards, in several processes; interrupted at any moment, the same call continues.
+"""Scenes to feature shards, on several processes or machines; interrupted at any moment, the same call continues.
 
-Each scene is written by one process, shard by shard. What is finished is noted in `.progress/` within the folder; the
-manifest comes last and replaces these notes.
+Scenes are divided into parts, which are exported independently of each other, shard by shard. What is finished is
+noted in `.progress/` within the folder; the manifest comes last and replaces these notes. Neither the shards nor their
+bytes depend on the number of parts and processes.
 """
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import queue
-import shutil
-import threading
+import math
+import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import (
-    FIRST_EXCEPTION,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import cached_property
-from multiprocessing import connection
-from pathlib import Path
-from typing import Protocol, get_args
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import get_args
 
-import cv2
-import torch
-
-from raylg.data.export_scene import (
-    PROGRESS_FOLDER,
-    ExportOptions,
-    Extractor,
-    SceneExporter,
-    SceneRecord,
-    read_record,
-)
+from raylg.data.export_notes import STARTED_NAME, ShardNote, clear_notes, finished_shards
+from raylg.data.export_pool import ExportPool, PartRunner, ProcessPool
+from raylg.data.export_scene import ExportJob, ExportOptions, Extractor, Part, Progress
 from raylg.data.manifest import MANIFEST_NAME, Manifest, SplitCounts, read_manifest, write_manifest
 from raylg.data.scene import SceneRef, SceneSource, Split
-from raylg.errors import ConfigError, EnvironmentUnfitError, RaylgError
+from raylg.data.storage import Storage
+from raylg.errors import ConfigError
 
-__all__ = ["ExportOptions", "Extractor", "export_features"]
+__all__ = ["ExportOptions", "ExportPool", "Extractor", "PartRunner", "export_features"]
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2
+PARTS_PER_SLOT = 2
+"""Parts for each process: more share the work more evenly, but extract images again that several parts need."""
 
 
 def export_features(
     source: SceneSource,
     make_extractor: Callable[[], Extractor],
-    out: Path,
+    out: Storage,
     options: ExportOptions,
     progress: Callable[[int, int], None] | None = None,
+    pool: ExportPool | None = None,
 ) -> Manifest:
     """Extract the features of all images that are in a pair and write them as shards; the manifest comes last.
 
     Args:
         source: picklable; its scenes need different names.
         make_extractor: picklable; called once per process.
-        out: folder, created if missing. Holding an unfinished export of the same fingerprint, that is continued;
-            holding a finished one, nothing is done.
+        out: a folder, created if missing, or a place in a bucket. Holding an unfinished export of the same fingerprint,
+            that is continued; holding a finished one, nothing is done.
         options: see there.
         progress: told of images done and images in all; the latter is an estimate until all scenes are loaded.
+        pool: where the work is done; by default `options.num_processes` processes of this machine.
 
     Raises:
         ConfigError: scenes share a name, no scene has a pair, or `out` holds another data set.
-        EnvironmentUnfitError: a process died, or the disk refuses.
+        EnvironmentUnfitError: a process died, or the storage refuses.
         RaylgError: any other failure, naming the scene; what is finished is kept.
     """
-    if (out / MANIFEST_NAME).is_file():
-        return _existing(out, options)
+    if out.exists(MANIFEST_NAME):
+        manifest = _existing(out, options)
+        clear_notes(out)  # left by a process that was killed between manifest and end
+        return manifest
     refs = source.scenes()
     _check_names(refs)
-    out.mkdir(parents=True, exist_ok=True)
-    _discard_stale(out, options.created_by.fingerprint)
-    records = _export_scenes(_Job(source, make_extractor, out, options), refs, progress)
-    empty = [record.scene.name for record in records if not record.shards]
-    if len(empty) == len(records):
+    job = ExportJob(source=source, make_extractor=make_extractor, out=out, options=options, token=secrets.token_hex(8))
+    scenes = _Scenes(refs, finished_shards(out, options.created_by.fingerprint), progress)
+    out.write(STARTED_NAME, job.token.encode())
+    scenes.export(job, pool or ProcessPool(options.num_processes))
+    empty = [ref.name for ref in refs if not scenes.shards(ref)]
+    if len(empty) == len(refs):
         raise ConfigError(
-            f"none of the {len(records)} scenes has a pair of images; allow a wider range of overlap "
+            f"none of the {len(refs)} scenes has a pair of images; allow a wider range of overlap "
             "(data.min_overlap, data.max_overlap), or give scenes whose images see the same things"
         )
     if empty:
-        logger.warning("%d of %d scenes have no pair of images: %s", len(empty), len(records), ", ".join(empty))
+        logger.warning("%d of %d scenes have no pair of images: %s", len(empty), len(refs), ", ".join(empty))
     manifest = Manifest(
         name=options.name,
         created_by=options.created_by,
         extractor=options.extractor,
-        splits=_count(records),
-        shards=tuple(entry for record in records for entry in record.shards),
+        splits=_count(refs, scenes),
+        shards=tuple(note.entry for ref in refs for note in scenes.shards(ref)),
     )
     write_manifest(out, manifest)
-    shutil.rmtree(out / PROGRESS_FOLDER, ignore_errors=True)
-    for leftover in out.glob(".*.tmp"):  # of processes that were killed while writing
-        leftover.unlink(missing_ok=True)
+    clear_notes(out)
     return manifest
 
 
-class _Queue(Protocol):
-    """What carries (scene, images done, images in all) between processes or threads."""
+class _Scenes:
+    """All scenes of an export: what is finished of them, and how far the rest is."""
 
-    def put(self, item: tuple[str, int, int]) -> None: ...
+    def __init__(
+        self, refs: Sequence[SceneRef], notes: Iterable[ShardNote], progress: Callable[[int, int], None] | None
+    ) -> None:
+        """`notes` are of an earlier call."""
+        self._refs, self._progress = refs, progress
+        self._notes: dict[SceneRef, dict[int, ShardNote]] = {ref: {} for ref in refs}
+        self._done: dict[tuple[SceneRef, int], int] = {}
+        """Images done, by scene and part."""
+        self._totals: dict[SceneRef, int] = {}
+        """Images of the scenes that are known."""
+        self._divided: set[SceneRef] = set()
+        """Scenes all of whose parts are submitted."""
+        self._take(notes)
 
-    def get(self) -> tuple[str, int, int]: ...
+    def shards(self, ref: SceneRef) -> list[ShardNote]:
+        """The finished shards of a scene, in order."""
+        return [note for _, note in sorted(self._notes[ref].items())]
 
-    def empty(self) -> bool: ...
+    def num_images(self, ref: SceneRef) -> int:
+        """Images of a scene that are in a pair; 0 before its first shard is finished."""
+        return next((note.num_images for note in self._notes[ref].values()), 0)
 
+    def export(self, job: ExportJob, pool: ExportPool) -> None:
+        """Export what is not finished."""
+        missing = []
+        for ref in self._refs:
+            if self._is_complete(ref):
+                self._totals[ref] = self._done[ref, 0] = self.num_images(ref)
+            else:
+                missing.append(ref)
+        if missing:
+            count = math.ceil(PARTS_PER_SLOT * pool.slots / len(missing)) if pool.slots > 1 else 1
+            with pool.start(job) as runner:
+                self._run(runner, [Part(scene=ref, count=count) for ref in missing])
+        if self._progress is not None:
+            num_images = sum(map(self.num_images, self._refs))
+            self._progress(num_images, num_images)
 
-@dataclass(frozen=True)
-class _Job:
-    source: SceneSource
-    make_extractor: Callable[[], Extractor]
-    out: Path
-    options: ExportOptions
+    def _run(self, runner: PartRunner, parts: Sequence[Part]) -> None:
+        """Export the first part of each scene, and the others as soon as one knows how many shards there are."""
+        pending: set[Part] = set()
+        while parts or pending:
+            runner.submit(parts)
+            pending.update(parts)
+            told, finished = runner.poll()
+            for part, notes in finished:
+                pending.remove(part)
+                self._take(notes)
+            known = {each.part: each.num_shards for each in told}
+            known |= {part: notes[0].num_shards for part, notes in finished if notes}
+            parts = [other for part, num_shards in known.items() for other in self._others(part, num_shards)]
+            self._tell(told)
 
+    def _take(self, notes: Iterable[ShardNote]) -> None:
+        for note in notes:
+            if note.scene in self._notes:  # an earlier call may have seen scenes that are gone
+                self._notes[note.scene][note.index] = note
 
-class _Worker:
-    """Exports one scene after the other, with one extractor."""
+    def _is_complete(self, ref: SceneRef) -> bool:
+        notes = self._notes[ref]
+        return any(len(notes) == note.num_shards for note in notes.values())
 
-    def __init__(self, job: _Job, events: _Queue) -> None:
-        self.job, self.events = job, events
-        self.stopped = False
-        """Set from another thread: the scene ends at its next image, and what is finished of it is kept."""
+    def _others(self, part: Part, num_shards: int) -> list[Part]:
+        """The parts of a scene beside its first one that have something to do; none if asked again."""
+        if part.scene in self._divided:
+            return []
+        self._divided.add(part.scene)
+        others = [replace(part, index=index) for index in range(1, part.count)]
+        return [other for other in others if any(k not in self._notes[part.scene] for k in other.shards(num_shards))]
 
-    @cached_property
-    def exporter(self) -> SceneExporter:
-        return SceneExporter(self.job.out, self.job.options, self.job.make_extractor(), self._tell)
-
-    def export(self, ref: SceneRef) -> SceneRecord:
-        return self.exporter.export(ref, self.job.source.load)
-
-    def _tell(self, ref: SceneRef, done: int, total: int) -> None:
-        if self.stopped:
-            raise CancelledError
-        self.events.put((ref.name, done, total))
-
-
-_worker: _Worker | None = None  # of a process of the pool
-
-
-def _start_process(job: _Job, events: _Queue) -> None:
-    """Prepare a process of the pool: one thread per library, and no life after the parent's."""
-    global _worker
-    os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are loaded later
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
-    _worker = _Worker(job, events)
-
-
-def _exit_after(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)  # a killed parent leaves nobody who would end this process
-
-
-def _export_in_process(ref: SceneRef) -> SceneRecord:
-    assert _worker is not None
-    return _worker.export(ref)
-
-
-def _export_scenes(
-    job: _Job, refs: Sequence[SceneRef], progress: Callable[[int, int], None] | None
-) -> list[SceneRecord]:
-    """Records in the order of `refs`."""
-    num_processes = min(job.options.num_processes or len(os.sched_getaffinity(0)), len(refs))
-    executor: Executor
-    events: _Queue
-    local: _Worker | None = None
-    task: Callable[[SceneRef], SceneRecord]
-    if num_processes <= 1:
-        events = queue.SimpleQueue()
-        local = _Worker(job, events)
-        executor, task = ThreadPoolExecutor(1), local.export
-    else:
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks of torch and OpenCV
-        events = context.SimpleQueue()
-        executor, task = ProcessPoolExecutor(num_processes, context, _start_process, (job, events)), _export_in_process
-    with executor:
-        futures = [executor.submit(task, ref) for ref in refs]
-        try:
-            _watch(futures, events, progress)
-            return [_result(future, ref) for future, ref in zip(futures, refs, strict=True) if not future.cancelled()]
-        finally:  # after Ctrl-C too, which processes notice by themselves
-            if local is not None:
-                local.stopped = True
-            executor.shutdown(wait=True, cancel_futures=True)
+    def _tell(self, told: Sequence[Progress]) -> None:
+        for each in told:
+            self._done[each.part.scene, each.part.index] = each.num_done
+            self._totals[each.part.scene] = each.num_images
+        if self._progress is not None and told:
+            total = sum(self._totals.values()) * len(self._refs) / len(self._totals)
+            self._progress(sum(self._done.values()), round(total))
 
 
-def _watch(futures: Sequence[Future[SceneRecord]], events: _Queue, progress: Callable[[int, int], None] | None) -> None:
-    """Wait until all is done or one has failed; pass on the progress."""
-    known: dict[str, tuple[int, int]] = {}
-    pending: set[Future[SceneRecord]] = set(futures)
-    while pending:
-        finished, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
-        told = not events.empty()
-        while not events.empty():
-            scene, done, total = events.get()
-            known[scene] = (done, total)
-        if progress is not None and told:
-            total = sum(total for _, total in known.values())
-            progress(sum(done for done, _ in known.values()), round(total * len(futures) / len(known)))
-        if any(future.exception() for future in finished):
-            for future in pending:
-                future.cancel()
-            return
-
-
-def _result(future: Future[SceneRecord], ref: SceneRef) -> SceneRecord:
-    """The record, or an error that names the scene.
-
-    Raises:
-        RaylgError: of the kind that fits the cause.
-    """
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, BrokenProcessPool):
-        raise EnvironmentUnfitError(
-            "a process that extracts features was killed, most likely for lack of memory; repeat the command to "
-            "continue, with fewer processes if it happens again"
-        ) from error
-    kind = RaylgError
-    if isinstance(error, RaylgError):
-        kind = type(error)
-    elif isinstance(error, OSError):
-        kind = EnvironmentUnfitError
-    what = str(error) if isinstance(error, RaylgError) else f"{type(error).__name__}: {error}"
-    raise kind(f"scene {ref.name!r}: {what}") from error
-
-
-def _existing(out: Path, options: ExportOptions) -> Manifest:
+def _existing(out: Storage, options: ExportOptions) -> Manifest:
     manifest = read_manifest(out)
     if manifest.created_by.fingerprint != options.created_by.fingerprint:
+        made = f"({manifest.extractor.name}, made by" if manifest.extractor is not None else "(images, made by"
         raise ConfigError(
-            f"{out} already holds the features {manifest.name!r} ({manifest.extractor.name}, made by "
-            f"`{manifest.created_by.command}`) of other scenes or options; give another folder, or delete this one"
+            f"{out.url} already holds the features {manifest.name!r} {made} `{manifest.created_by.command}`) of other "
+            "scenes or options; give another folder, or delete this one"
         )
     return manifest
 
@@ -254,21 +185,11 @@ def _check_names(refs: Sequence[SceneRef]) -> None:
         raise ConfigError(f"scenes share a name: {', '.join(repeated[:5])}" if refs else "the source has no scenes")
 
 
-def _discard_stale(out: Path, fingerprint: str) -> None:
-    """Delete what an unfinished export of other scenes or options has left."""
-    for path in sorted((out / PROGRESS_FOLDER).glob("*.json")):
-        record = read_record(path)
-        if record.fingerprint != fingerprint:
-            for entry in record.shards:
-                (out / entry.file).unlink(missing_ok=True)
-            path.unlink()
-
-
-def _count(records: Sequence[SceneRecord]) -> dict[str, SplitCounts]:
+def _count(refs: Sequence[SceneRef], scenes: _Scenes) -> dict[str, SplitCounts]:
     splits = {}
     for split in get_args(Split):
-        of_split = [record for record in records if record.scene.split == split]
+        of_split = [ref for ref in refs if ref.split == split]
         if of_split:
-            num_pairs = sum(entry.num_pairs for record in of_split for entry in record.shards)
-            splits[split] = SplitCounts(num_images=sum(r.num_images for r in of_split), num_pairs=num_pairs)
+            num_pairs = sum(note.entry.num_pairs for ref in of_split for note in scenes.shards(ref))
+            splits[split] = SplitCounts(num_images=sum(map(scenes.num_images, of_split)), num_pairs=num_pairs)
     return splits

@@ -1,28 +1,27 @@
-"""One scene to feature shards: extract each image once, group pairs into shards, note what is finished."""
+"""Part of a scene to feature shards: extract images, group pairs into shards, note what is finished."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from raylg.batch import Features
-from raylg.data.manifest import CreatedBy, ExtractorInfo, ShardEntry, parse_entry, write_text_atomically
+from raylg.data.export_notes import ShardNote, note_name, read_note, shard_name, write_note
+from raylg.data.manifest import CreatedBy, ExtractorInfo
 from raylg.data.pairs import group_pairs
-from raylg.data.resize import encode_thumbnail, shrink
-from raylg.data.scene import PosedView, Scene, SceneRef
-from raylg.data.shard import Shard, write_shard
+from raylg.data.resize import encode_thumbnail, fit, shrink
+from raylg.data.scene import PosedView, Scene, SceneRef, SceneSource
+from raylg.data.shard import Shard, entry_of, shard_bytes
+from raylg.data.storage import Storage
 from raylg.errors import ShardError
 from raylg.geometry.depth import sample_depth
 
-PROGRESS_FOLDER = ".progress"
+KEPT_SHARDS = 4
+"""Images whose features are in memory at a time, in shards: one that is made, the others for later ones."""
 
 
 class Extractor(Protocol):
@@ -43,22 +42,52 @@ class ExportOptions:
     images_per_shard: int
     """Largest number of images in a shard, at least 2; a larger scene repeats images in several shards."""
     resize: int | None
-    """Long side in pixels before extraction; images are never enlarged. None keeps their size."""
+    """Largest long side in pixels before extraction. None keeps the size of the images."""
+    enlarge: bool = False
+    """Whether smaller images are enlarged to `resize`."""
     num_processes: int | None = None
-    """Processes, at most one per scene; None takes one per processor, 1 works in the calling process."""
+    """Processes of this machine; None takes one per processor, 1 works in the calling process."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneRecord:
-    """Shards of a scene that are finished."""
+class ExportJob:
+    """What every process of an export needs; picklable."""
+
+    source: SceneSource
+    make_extractor: Callable[[], Extractor]
+    """Called once per process."""
+    out: Storage
+    options: ExportOptions
+    token: str
+    """Of this call; tells whether a process sees the folder that the caller sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A contiguous run of the shards of a scene, the unit of work."""
 
     scene: SceneRef
-    fingerprint: str
-    """Of the export that wrote them."""
+    index: int = 0
+    count: int = 1
+    """Parts of the scene."""
+
+    def shards(self, num_shards: int) -> range:
+        """Which of the shards of the scene; the first part has some if there are any."""
+        start, stop = (-(-i * num_shards // self.count) for i in (self.index, self.index + 1))
+        return range(start, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a part is."""
+
+    part: Part
+    num_done: int
+    """Images that are done; one that several parts need counts for the first of them."""
     num_images: int
     """Images of the scene that are in a pair."""
-    complete: bool
-    shards: tuple[ShardEntry, ...]
+    num_shards: int
+    """Of the scene."""
 
 
 @dataclass(frozen=True)
@@ -72,79 +101,120 @@ class ImageFeatures:
     """float64 [4], of the resized image."""
     image_size: tuple[int, int]
     """(width, height) of the resized image."""
+    original_size: tuple[int, int]
+    """(width, height) before resizing."""
     thumbnail: bytes
 
 
-@dataclass(frozen=True)
-class SceneExporter:
-    """Writes the shards of one scene into `out`, after those that an interrupted call has written.
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A loaded scene and its shards, which do not depend on the number of parts."""
 
-    Memory: the features of one shard and of the images that later shards of the scene need again, and one image.
+    ref: SceneRef
+    scene: Scene
+    groups: Sequence[np.ndarray]
+    """Pairs of each shard, int64 [P_k]."""
+    images: Sequence[Sequence[int]]
+    """Images of each shard, ascending."""
+
+    @cached_property
+    def first_use(self) -> dict[int, int]:
+        """The first shard that an image is in."""
+        return {image: k for k, images in reversed(list(enumerate(self.images))) for image in images}
+
+
+class PartExporter:
+    """Writes the shards of one part after the other, with one extractor.
+
+    An image that several shards of a part need is extracted once where memory allows, and again in other parts.
+
+    Memory: the features of `KEPT_SHARDS` shards, one image, one scene without pixels, and one shard as it is written.
     """
 
-    out: Path
-    options: ExportOptions
-    extractor: Extractor
-    tell: Callable[[SceneRef, int, int], None] = field(compare=False)
-    """Told of the scene, its images done and its images in all."""
+    def __init__(self, job: ExportJob, tell: Callable[[Progress], None]) -> None:
+        """`tell` hears of each image."""
+        self.job, self.tell = job, tell
+        self._loaded: _Plan | None = None
 
-    def export(self, ref: SceneRef, load: Callable[[SceneRef], Scene]) -> SceneRecord:
-        """Export a scene unless that is done.
+    def export(self, part: Part) -> tuple[ShardNote, ...]:
+        """Write those shards of a part that are not there.
 
         Raises:
             ShardError: the scene or the extractor breaks its contract.
+            EnvironmentUnfitError: the storage refuses.
         """
-        record = self._finished(ref)
-        if not record.complete:
-            record = self._continue(record, load(ref))
-        self.tell(ref, record.num_images, record.num_images)
-        return record
+        plan = self._plan(part.scene)
+        shards = part.shards(len(plan.groups))
+        notes = {k: note for k in shards if (note := self._finished(part.scene, k)) is not None}
+        own = {image for image, k in plan.first_use.items() if k in shards}
+        done = {image for image in own if plan.first_use[image] in notes}
+        num_images, num_shards = len(plan.first_use), len(plan.groups)
 
-    def _finished(self, ref: SceneRef) -> SceneRecord:
-        """What an earlier call has finished and is still there; an empty record otherwise."""
-        fingerprint, path = self.options.created_by.fingerprint, record_path(self.out, ref.name)
-        if path.is_file():
-            record = read_record(path)
-            files = [(self.out / entry.file, entry.bytes) for entry in record.shards]
-            whole = all(file.is_file() and file.stat().st_size == size for file, size in files)
-            if whole and (record.scene, record.fingerprint) == (ref, fingerprint):
-                return record
-        return SceneRecord(scene=ref, fingerprint=fingerprint, num_images=0, complete=False, shards=())
+        def tell() -> None:
+            self.tell(Progress(part=part, num_done=len(done), num_images=num_images, num_shards=num_shards))
 
-    def _continue(self, record: SceneRecord, scene: Scene) -> SceneRecord:
-        _check_scene(scene)
-        ref, num_images = record.scene, len(np.unique(scene.pairs))
-        groups = group_pairs(scene.pairs, self.options.images_per_shard)
-        last_use = {int(image): k for k, group in enumerate(groups) for image in scene.pairs[group].ravel()}
-        done: dict[int, ImageFeatures] = {}
-        num_done = sum(1 for k in last_use.values() if k < len(record.shards))
-        self.tell(ref, num_done, num_images)
-        path, record = record_path(self.out, ref.name), dataclasses.replace(record, num_images=num_images)
-        for k, group in list(enumerate(groups))[len(record.shards) :]:
-            images = np.unique(scene.pairs[group]).tolist()
-            for image in images:
-                if image not in done:
-                    done[image] = self._extract(scene, image)
-                    num_done += 1
-                    self.tell(ref, min(num_done, num_images), num_images)
-            shard = pack_shard(ref, scene, group, {image: done[image] for image in images})
-            entry = write_shard(self.out / f"{file_stem(ref.name)}-{k:03d}.h5", shard)
-            record = dataclasses.replace(record, shards=(*record.shards, entry))
-            write_record(path, record)
-            done = {image: features for image, features in done.items() if last_use[image] > k}
-        record = dataclasses.replace(record, complete=True)
-        write_record(path, record)
-        return record
+        tell()
+        kept: dict[int, ImageFeatures] = {}
+        for k in (k for k in shards if k not in notes):
+            for image in plan.images[k]:
+                if image not in kept:
+                    kept[image] = self._extract(plan.scene, image)
+                    done |= {image} & own
+                    tell()
+            shard = pack_shard(part.scene, plan.scene, plan.groups[k], {image: kept[image] for image in plan.images[k]})
+            kept = self._needed_again(kept, [plan.images[j] for j in shards if j > k and j not in notes])
+            data = shard_bytes(shard)
+            entry = entry_of(shard_name(part.scene.name, k), shard, data)
+            self.job.out.write(entry.file, data)
+            notes[k] = ShardNote(
+                scene=part.scene,
+                index=k,
+                num_shards=num_shards,
+                num_images=num_images,
+                fingerprint=self.job.options.created_by.fingerprint,
+                entry=entry,
+            )
+            write_note(self.job.out, notes[k])
+        return tuple(notes[k] for k in shards)
+
+    @cached_property
+    def _extractor(self) -> Extractor:
+        return self.job.make_extractor()
+
+    def _plan(self, ref: SceneRef) -> _Plan:
+        if self._loaded is None or self._loaded.ref != ref:
+            self._loaded = None  # two scenes are never in memory
+            scene = self.job.source.load(ref)
+            _check_scene(scene)
+            groups = group_pairs(scene.pairs, self.job.options.images_per_shard)
+            images = [np.unique(scene.pairs[group]).tolist() for group in groups]
+            self._loaded = _Plan(ref=ref, scene=scene, groups=groups, images=images)
+        return self._loaded
+
+    def _finished(self, ref: SceneRef, index: int) -> ShardNote | None:
+        """Note of a shard that an earlier or a killed process has finished and that is still there."""
+        note = read_note(self.job.out, note_name(ref.name, index))
+        if note is None or (note.scene, note.fingerprint) != (ref, self.job.options.created_by.fingerprint):
+            return None
+        return note if self.job.out.size(note.entry.file) == note.entry.bytes else None
+
+    def _needed_again(
+        self, kept: dict[int, ImageFeatures], later: Sequence[Sequence[int]]
+    ) -> dict[int, ImageFeatures]:
+        """Those of the images that the `later` shards need, soonest first, as many as may wait."""
+        soonest = dict.fromkeys(image for images in later for image in images if image in kept)
+        limit = (KEPT_SHARDS - 1) * self.job.options.images_per_shard
+        return {image: kept[image] for image in list(soonest)[:limit]}
 
     def _extract(self, scene: Scene, index: int) -> ImageFeatures:
-        view, image = scene.views[index], scene.image(index)
+        options, view, image = self.job.options, scene.views[index], scene.image(index)
         if image.dtype != np.uint8 or image.shape != (view.image_size[1], view.image_size[0], 3):
             expected = f"uint8 [{view.image_size[1]}, {view.image_size[0]}, 3]"
             raise ShardError(f"image {view.name}: pixels are {image.dtype} {list(image.shape)}, expected {expected}")
-        resized = shrink(image, self.options.resize)
+        resized = fit(image, options.resize) if options.enlarge else shrink(image, options.resize)
         height, width = resized.shape[:2]
-        features = self.extractor(resized)
-        _check_features(features, self.options.extractor.descriptor_dim, view.name)
+        features = self._extractor(resized)
+        _check_features(features, options.extractor.descriptor_dim, view.name)
         depth = scene.depth(index)
         if depth is None:
             depth_keypoints = np.full(len(features), np.nan, dtype=np.float32)
@@ -157,6 +227,7 @@ class SceneExporter:
             depth_keypoints=depth_keypoints,
             camera=view.camera * np.array([scale_x, scale_y, scale_x, scale_y]),
             image_size=(width, height),
+            original_size=view.image_size,
             thumbnail=encode_thumbnail(image),
         )
 
@@ -180,6 +251,7 @@ def pack_shard(ref: SceneRef, scene: Scene, group: np.ndarray, images: dict[int,
         camera=np.stack([image.camera for image in images.values()]),
         T_w2c=np.stack([view.T_w2c for view in views]).astype(np.float64),
         image_size=np.array([image.image_size for image in images.values()], dtype=np.int32),
+        original_size=np.array([image.original_size for image in images.values()], dtype=np.int32),
         names=tuple(view.name for view in views),
         thumbnails=tuple(image.thumbnail for image in images.values()),
         pairs=np.searchsorted(np.array(list(images)), scene.pairs[group]).astype(np.int32),
@@ -187,30 +259,6 @@ def pack_shard(ref: SceneRef, scene: Scene, group: np.ndarray, images: dict[int,
         scene=ref.name,
         split=ref.split,
     )
-
-
-def file_stem(scene: str) -> str:
-    """The name of a scene as a file name; different scenes never share one."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "-", scene).lstrip(".")
-    return safe if safe == scene else f"{safe}-{hashlib.sha256(scene.encode()).hexdigest()[:8]}"
-
-
-def record_path(out: Path, scene: str) -> Path:
-    """Where the progress of a scene is noted until the manifest is written."""
-    return out / PROGRESS_FOLDER / f"{file_stem(scene)}.json"
-
-
-def read_record(path: Path) -> SceneRecord:
-    """Read what `write_record` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    shards = tuple(parse_entry(entry) for entry in values.pop("shards"))
-    return SceneRecord(**values | {"scene": SceneRef(**values["scene"]), "shards": shards})
-
-
-def write_record(path: Path, record: SceneRecord) -> None:
-    """Note what is finished, atomically."""
-    path.parent.mkdir(exist_ok=True)
-    write_text_atomically(path, json.dumps(dataclasses.asdict(record)))
 
 
 def _check_scene(scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""The table of contents of a folder of feature shards: `manifest.json`, format 1, written last.
+"""The table of contents of a folder of shards: `manifest.json`, format 1, written last.
 
 Its presence means that the folder is complete; its hashes are what shards are verified against when they are read.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast, get_args
 
 from raylg import schema
 from raylg.data.scene import Split
+from raylg.data.storage import Storage, write_atomically
 from raylg.errors import ShardError
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+
+Content = Literal["features", "images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,42 +80,51 @@ class Manifest:
 
     name: str
     created_by: CreatedBy
-    extractor: ExtractorInfo
+    extractor: ExtractorInfo | None
+    """None for shards of images."""
     splits: Mapping[str, SplitCounts]
     shards: tuple[ShardEntry, ...]
+    content: Content = "features"
+    """features: local features and poses of images; images: photographs."""
     format: int = FORMAT
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read `folder`/manifest.json.
+def read_manifest(storage: Storage) -> Manifest:
+    """Read manifest.json of a folder.
 
     Raises:
         ShardError: no such folder or file, not a manifest, or a format that this version does not read.
+        EnvironmentUnfitError: the storage refuses or does not answer.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        what = "holds no" if folder.is_dir() else "does not exist, so there is no"
+    where = storage.describe(MANIFEST_NAME)
+    if not storage.exists(MANIFEST_NAME):
+        missing = storage.local is not None and not storage.local.is_dir()
+        what = "does not exist, so there is no" if missing else "holds no"
         raise ShardError(
-            f"{folder} {what} {MANIFEST_NAME}. It is written last: repeat the command that prepares these features "
-            "(what is finished is kept), or give the folder that holds the manifest"
-        ) from error
+            f"{storage.url} {what} {MANIFEST_NAME}. It is written last: repeat the command that prepares these "
+            "features (what is finished is kept), or give the folder that holds the manifest"
+        )
+    try:
+        values = json.loads(storage.read(MANIFEST_NAME))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ShardError(f"{path}: not JSON ({error}); prepare the features again") from error
+        raise ShardError(f"{where}: not JSON ({error}); prepare the features again") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
-        raise ShardError(f"{path}: shards of format {found!r}, but this version reads format {FORMAT}")
+        raise ShardError(f"{where}: shards of format {found!r}, but this version reads format {FORMAT}")
     try:
         return _parse(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ShardError(f"{path}: broken manifest ({type(error).__name__}: {error}); prepare again") from error
+        raise ShardError(f"{where}: broken manifest ({type(error).__name__}: {error}); prepare again") from error
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `folder`/manifest.json atomically: it is there as a whole or not at all."""
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Write manifest.json atomically: it is there as a whole or not at all.
+
+    Raises:
+        EnvironmentUnfitError: the storage refuses or is full.
+    """
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
-    write_text_atomically(folder / MANIFEST_NAME, text + "\n")
+    storage.write(MANIFEST_NAME, (text + "\n").encode())
 
 
 def data_hash(manifest: Manifest) -> str:
@@ -123,17 +134,7 @@ def data_hash(manifest: Manifest) -> str:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a small text file under a temporary name, flush it to disk, then rename it."""
-    temporary = temporary_name(path)
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def temporary_name(path: Path) -> Path:
-    """Name beside `path` that no other process uses and that no reader takes for a shard."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_atomically(path, text.encode())
 
 
 def parse_entry(values: Mapping[str, Any]) -> ShardEntry:
@@ -141,19 +142,29 @@ def parse_entry(values: Mapping[str, Any]) -> ShardEntry:
 
     Raises:
         TypeError: missing or unknown keys.
-        ValueError: a split that does not exist.
+        ValueError: a split that does not exist, or a file that is not within the folder.
     """
     entry = ShardEntry(**values)
+    file = PurePosixPath(entry.file)
+    if file.is_absolute() or ".." in file.parts:
+        raise ValueError(f"file {entry.file!r} is not within the folder")
     if entry.split not in get_args(Split):
         raise ValueError(f"split {entry.split!r} is none of {', '.join(get_args(Split))}")
     return entry
 
 
 def _parse(values: Mapping[str, Any]) -> Manifest:
+    content = values.get("content", "features")
+    if content not in get_args(Content):
+        raise ValueError(f"content {content!r} is none of {', '.join(get_args(Content))}")
+    extractor = values["extractor"]
+    if (extractor is None) != (content == "images"):
+        raise ValueError(f"content {content!r} with extractor {extractor!r}")
     return Manifest(
         name=cast(str, values["name"]),
         created_by=CreatedBy(**values["created_by"]),
-        extractor=ExtractorInfo(**values["extractor"]),
+        extractor=None if extractor is None else ExtractorInfo(**extractor),
         splits={split: SplitCounts(**counts) for split, counts in values["splits"].items()},
         shards=tuple(parse_entry(entry) for entry in values["shards"]),
+        content=content,
     )

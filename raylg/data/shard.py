@@ -5,13 +5,15 @@ All arrays are flat and uncompressed, so that h5py alone reads them, at disk spe
     keypoints [K, 2] f32, keypoint_scores [K] f32, descriptors [K, D] f16, depth_keypoints [K] f32 (NaN = unknown),
     scales [K] f32 and oris [K] f32 (only where the detector has them), offsets [I + 1] i64: the features of image i
     are rows offsets[i] to offsets[i + 1]; camera [I, 4] f64 (fx fy cx cy), T_w2c [I, 4, 4] f64,
-    image_size [I, 2] i32 (width, height), names [I] UTF-8, thumbnails [bytes] u8 and thumbnail_offsets [I + 1] i64
+    image_size [I, 2] i32 (width, height), original_size [I, 2] i32 (likewise, before resizing; absent in older shards),
+    names [I] UTF-8, thumbnails [bytes] u8 and thumbnail_offsets [I + 1] i64
     (grey JPEG); pairs [P, 2] i32 (indices of images), overlap [P] f32. Attributes: format, scene, split.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,9 @@ from typing import Any, cast, get_args
 import h5py
 import numpy as np
 
-from raylg.data.manifest import FORMAT, ShardEntry, temporary_name
+from raylg.data.manifest import FORMAT, ShardEntry
 from raylg.data.scene import Split
+from raylg.data.storage import write_atomically
 from raylg.errors import ShardError
 
 
@@ -58,6 +61,8 @@ class Shard:
     """float32 [P]."""
     scene: str
     split: Split
+    original_size: np.ndarray | None = None
+    """int32 [I, 2], (width, height) before resizing, or None where not recorded."""
 
     @property
     def num_images(self) -> int:
@@ -87,6 +92,7 @@ class Shard:
             "camera": (np.float64, (num_images, 4)),
             "T_w2c": (np.float64, (num_images, 4, 4)),
             "image_size": (np.int32, (num_images, 2)),
+            "original_size": (np.int32, (num_images, 2)),
             "pairs": (np.int32, (num_pairs, 2)),
             "overlap": (np.float32, (num_pairs,)),
         }
@@ -129,21 +135,22 @@ ARRAYS: tuple[str, ...] = (
     "image_size",
     "pairs",
     "overlap",
+    "original_size",
 )
-OPTIONAL_ARRAYS = ("scales", "oris")
+OPTIONAL_ARRAYS = ("scales", "oris", "original_size")
 
 
-def write_shard(path: Path, shard: Shard) -> ShardEntry:
-    """Write atomically (temporary name, then rename) and return the entry for the manifest.
+def shard_bytes(shard: Shard) -> bytes:
+    """The HDF5 file of a shard; the same shard always gives the same bytes.
 
     Raises:
-        ShardError: the arrays of `shard` do not fit each other; nothing is written.
+        ShardError: the arrays of `shard` do not fit each other.
     """
-    shard.check(str(path))
-    temporary = temporary_name(path)
+    shard.check(f"scene {shard.scene!r}")
     jpeg = np.frombuffer(b"".join(shard.thumbnails), dtype=np.uint8)
     jpeg_offsets = np.cumsum([0, *map(len, shard.thumbnails)], dtype=np.int64)
-    with h5py.File(temporary, "w") as file:
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
         file.attrs.update(format=FORMAT, scene=shard.scene, split=shard.split)
         for name in ARRAYS:
             array = getattr(shard, name)
@@ -152,57 +159,80 @@ def write_shard(path: Path, shard: Shard) -> ShardEntry:
         file.create_dataset("names", data=list(shard.names), dtype=h5py.string_dtype(), shape=(len(shard.names),))
         file.create_dataset("thumbnails", data=jpeg)
         file.create_dataset("thumbnail_offsets", data=jpeg_offsets)
-    entry = ShardEntry(
-        file=path.name,
-        bytes=temporary.stat().st_size,
-        sha256=sha256_of_file(temporary),
+    return image.getvalue()
+
+
+def entry_of(name: str, shard: Shard, data: bytes) -> ShardEntry:
+    """The entry for the manifest.
+
+    Args:
+        name: of the file, relative to the manifest.
+        shard: its content.
+        data: `shard_bytes(shard)`.
+    """
+    return ShardEntry(
+        file=name,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
         num_images=shard.num_images,
         num_pairs=shard.num_pairs,
         scene=shard.scene,
         split=shard.split,
     )
-    temporary.replace(path)
-    return entry
 
 
-def read_shard(path: Path) -> Shard:
+def write_shard(path: Path, shard: Shard) -> ShardEntry:
+    """Write a local file atomically and return the entry for the manifest; errors as of `shard_bytes`."""
+    data = shard_bytes(shard)
+    write_atomically(path, data)
+    return entry_of(path.name, shard, data)
+
+
+def read_shard(source: Path | bytes, where: str | None = None) -> Shard:
     """Read a whole shard into memory.
+
+    Args:
+        source: a file, or its content.
+        where: for messages; needed with bytes.
 
     Raises:
         ShardError: missing, truncated, of another format, or with arrays that are missing or do not fit.
     """
+    where = where or (str(source) if isinstance(source, Path) else f"shard of {len(source)} bytes")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as file:
             shard = _read(file)
     except FileNotFoundError as error:
-        raise ShardError(f"{path}: no such shard; prepare the features again") from error
+        raise ShardError(f"{where}: no such shard; prepare the features again") from error
     except (OSError, KeyError, ValueError, TypeError) as error:  # what h5py raises on files cut or overwritten
-        raise ShardError(f"{path}: cannot be read as a shard ({error}); prepare the features again") from error
-    shard.check(str(path))
+        raise ShardError(f"{where}: cannot be read as a shard ({error}); prepare the features again") from error
+    shard.check(where)
     return shard
 
 
-def verify_shard(path: Path, entry: ShardEntry) -> None:
-    """Compare a file with its manifest entry.
+def verify_shard(source: Path | bytes, entry: ShardEntry, where: str | None = None) -> None:
+    """Compare a file, or its content, with its manifest entry.
 
     Raises:
         ShardError: missing, or its size or SHA-256 differs; names both values.
     """
+    where = where or (str(source) if isinstance(source, Path) else entry.file)
     again = "it was damaged or replaced after it was written; prepare the features again, or copy the folder again"
     try:
-        size = path.stat().st_size
-        actual = sha256_of_file(path) if size == entry.bytes else None
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        actual = _sha256(source) if size == entry.bytes else None
     except OSError as error:
-        raise ShardError(f"{path}: listed in the manifest but cannot be read ({error.strerror}); {again}") from error
+        raise ShardError(f"{where}: listed in the manifest but cannot be read ({error.strerror}); {again}") from error
     if actual is None:
-        raise ShardError(f"{path}: {size} bytes, but the manifest says {entry.bytes}; {again}")
+        raise ShardError(f"{where}: {size} bytes, but the manifest says {entry.bytes}; {again}")
     if actual != entry.sha256:
-        raise ShardError(f"{path}: SHA-256 is {actual}, but the manifest says {entry.sha256}; {again}")
+        raise ShardError(f"{where}: SHA-256 is {actual}, but the manifest says {entry.sha256}; {again}")
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
+def _sha256(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

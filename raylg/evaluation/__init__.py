@@ -1,1 +1,1 @@
-"""Relative-pose scoring and the statistics of comparing matchers."""
+"""Scoring by relative poses and homographies, and the statistics of comparing matchers."""

@@ -8,6 +8,7 @@ from typing import Literal
 from raylg.schema import check
 
 BenchmarkName = Literal["megadepth1500"]
+BENCHMARKS: tuple[BenchmarkName, ...] = ("megadepth1500",)
 Pixels = Literal["extraction", "original"]
 
 
@@ -39,7 +40,7 @@ class BenchmarksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How matches become a relative pose and a score."""
+    """How matches become a relative pose, or a homography, and a score."""
 
     estimator: Literal["poselib"] = "poselib"
     """Robust estimator: PoseLib's LO-RANSAC with bundle adjustment (MegaDepth-1500's best-known protocol)."""
@@ -52,7 +53,7 @@ class EvaluationConfig:
     ransac_seed: int = 0
     """Seed of the sampler; the estimate is a pure function of matches and seed."""
     precision_threshold: float = 3.0
-    """A match is correct within this symmetric epipolar distance, in `pixels`."""
+    """A match is correct within this symmetric epipolar distance (homographies: reprojection error), in `pixels`."""
     num_keypoints: int = 512
     """Strongest keypoints used per image when scoring; its own option, so that trials which train with different
     `data.num_keypoints` are scored alike."""

@@ -1,4 +1,4 @@
-"""Relative pose from matches, its errors, and the scores made of them. The only importer of PoseLib.
+"""Relative pose from matches, its errors, and the scores made of errors.
 
 Angles are degrees. An estimate that failed has the error infinity and counts in every score.
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raylg.errors import ConfigError
-from raylg.evaluation.benchmarks import IntArray, PairScores
+from raylg.evaluation.pair_scores import IntArray, PairScores
 from raylg.evaluation.pose import FloatArray, scores
 
 _CHUNK = 500  # resamples at a time: weights of 500 x 1500 pairs are 6 MB
@@ -55,7 +55,7 @@ def paired_difference(
     Args:
         a: scores of one matcher.
         b: scores of the other on the same pairs.
-        threshold: degrees; of several, the mean of the scores is compared.
+        threshold: in the unit of the errors; of several, the mean of the scores is compared.
         num_resamples: draws of the bootstrap.
         confidence: of the interval, 0 to 1.
         seed: of the draws.
@@ -65,7 +65,7 @@ def paired_difference(
     """
     _check_same_pairs(a, b)
     thresholds = [threshold] if isinstance(threshold, int | float) else list(threshold)
-    deltas = np.mean([scores(a.pose_error, t) - scores(b.pose_error, t) for t in thresholds], axis=0)
+    deltas = np.mean([scores(a.error, t) - scores(b.error, t) for t in thresholds], axis=0)
     images, num_images = _image_pairs(a)
     difference = float(deltas.mean())
     if len(deltas) == 1 and difference != 0:  # one pair does not tell how pairs vary
@@ -91,6 +91,8 @@ def paired_difference(
 def _check_same_pairs(a: PairScores, b: PairScores) -> None:
     if len(a) == 0:
         raise ConfigError("no pair was scored, so there is nothing to compare; score a split that has pairs")
+    if a.kind != b.kind:
+        raise ConfigError(f"scores of {a.kind} and {b.kind} pairs cannot be compared; score both on the same pair list")
     same = len(a) == len(b) and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in ("scenes", "names0", "names1")
     )

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from raylg.batch import Features
+from raylg.errors import EnvironmentUnfitError
 from raylg.models.config import ExtractorConfig
 
 Extractor = Callable[[np.ndarray], Features]
 """uint8 [H, W, 3] RGB to features in pixels of that image."""
+IMAGES_PER_PASS = 8
+"""Images that a network takes at a time on a GPU: about 2 GB at 640 x 480. A CPU gains nothing from more than one."""
+
+
+@dataclass(frozen=True)
+class BatchExtractor:
+    """Features of many images of one size at a time; may be called from several threads."""
+
+    extract: Callable[[Tensor], list[Features]]
+    """Of uint8 [B, H, W, 3] RGB on `device`."""
+    device: torch.device
+    """Where images are wanted."""
+    identity: Mapping[str, Any]
+    """See `extractor_identity`."""
+
+    def __call__(self, images: Tensor) -> list[Features]:
+        """Features of each of uint8 [B, H, W, 3] RGB on `device`, in pixels of that image, strongest first."""
+        return self.extract(images)
 
 
 def make_extractor(config: ExtractorConfig) -> Extractor:
@@ -29,6 +57,31 @@ def make_extractor(config: ExtractorConfig) -> Extractor:
     from raylg.models.pretrained import load_superpoint
 
     return load_superpoint(config)
+
+
+def make_batch_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> BatchExtractor:
+    """Build an extractor for many images at a time.
+
+    Args:
+        config: of the extractor.
+        device: where a network runs. SIFT runs on the CPU whatever it says, in as many processes as torch may use
+            threads (`torch.get_num_threads`): COLMAP does not let go of Python's lock while it works.
+
+    Raises:
+        ConfigError, CheckpointError: see `make_extractor`.
+    """
+    identity = extractor_identity(config)
+    if config.name == "sift":
+        return BatchExtractor(_SiftProcesses(config, torch.get_num_threads()), torch.device("cpu"), identity)
+    from raylg.models.pretrained import load_superpoint
+
+    network = load_superpoint(config).to(device)
+    images_per_pass = 1 if torch.device(device).type == "cpu" else IMAGES_PER_PASS
+
+    def extract(images: Tensor) -> list[Features]:
+        return [features for part in images.split(images_per_pass) for features in network.extract(part)]
+
+    return BatchExtractor(extract, torch.device(device), identity)
 
 
 def extractor_identity(config: ExtractorConfig) -> dict[str, Any]:
@@ -54,3 +107,60 @@ def extractor_identity(config: ExtractorConfig) -> dict[str, Any]:
         "settings": settings,
         "descriptor_dim": config.descriptor_dim,
     }
+
+
+class _SiftProcesses:
+    """SIFT of each image in processes of its own, which start with the first batch and end with this object."""
+
+    def __init__(self, config: ExtractorConfig, num_processes: int) -> None:
+        self._here = make_extractor(config) if num_processes == 1 else None
+        self._lock = threading.Lock()
+        # A fork would copy threads and locks of torch and OpenCV.
+        self._pool = (
+            ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _start_process, (config,))
+            if num_processes > 1
+            else None
+        )
+
+    def __call__(self, images: Tensor) -> list[Features]:
+        """See `BatchExtractor`.
+
+        Raises:
+            EnvironmentUnfitError: a process was killed.
+        """
+        arrays = list(images.numpy())
+        if self._here is not None:
+            with self._lock:
+                return [self._here(image) for image in arrays]
+        assert self._pool is not None
+        try:
+            return list(self._pool.map(_extract_in_process, arrays))
+        except BrokenProcessPool as error:
+            raise EnvironmentUnfitError(
+                "a process that extracts SIFT was killed, most likely for lack of memory; use fewer threads per worker "
+                "(scale.cpus_per_worker)"
+            ) from error
+
+
+_extractor: Extractor | None = None  # of a process of the pool
+
+
+def _start_process(config: ExtractorConfig) -> None:
+    """Prepare a process of the pool: one thread per library, and no life after the parent's."""
+    global _extractor
+    os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are loaded later
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+    _extractor = make_extractor(config)
+
+
+def _exit_after(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)  # a killed parent leaves nobody who would end this process
+
+
+def _extract_in_process(image: np.ndarray) -> Features:
+    assert _extractor is not None
+    return _extractor(image)

@@ -52,18 +52,30 @@ class SuperPoint(nn.Module):
         super().train(False)
         return self
 
-    @torch.no_grad()
     def forward(self, image: np.ndarray) -> Features:
         """Features of an RGB image uint8 [H, W, 3], strongest first; none for an image without a whole cell."""
-        if min(image.shape[:2]) < CELL:
-            return _features(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.config.descriptor_dim))
         device = next(self.parameters()).device
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).float() / 255
-        grey = pixels @ pixels.new_tensor(GREY)
-        cells, coarse = self.network(grey[None, None])
-        probability = suppress(detection_probability(cells), self.config.nms_radius)[0]
-        keypoints, scores = self._select(probability)
-        return _features(keypoints, scores, sample_descriptors(keypoints, coarse[0]))
+        return self.extract(torch.from_numpy(np.ascontiguousarray(image)).to(device)[None])[0]
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> list[Features]:
+        """Features of each of B images of one size, in one pass.
+
+        Args:
+            images: uint8 [B, H, W, 3] RGB, on the device of the weights.
+        """
+        if min(images.shape[1:3]) < CELL:
+            empty = _features(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.config.descriptor_dim))
+            return [empty] * len(images)
+        grey = (images.float() / 255) @ images.new_tensor(GREY, dtype=torch.float32)
+        cells, coarse = self.network(grey[:, None])
+        result = []
+        for probability, descriptors in zip(
+            suppress(detection_probability(cells), self.config.nms_radius), coarse, strict=True
+        ):
+            keypoints, scores = self._select(probability)
+            result.append(_features(keypoints, scores, sample_descriptors(keypoints, descriptors)))
+        return result
 
     def _select(self, probability: Tensor) -> tuple[Tensor, Tensor]:
         """The strongest keypoints [N, 2] in pixels of a map [H, W], and their scores."""

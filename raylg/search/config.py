@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raylg.evaluation.config import BENCHMARKS
+from raylg.evaluation.measures import HOMOGRAPHY, POSE, objectives
 from raylg.schema import check
 
 
@@ -47,7 +49,8 @@ class StudyConfig:
     num_trials: int = 32
     """Configurations tried, the baseline (trial 0) included. May grow when a study is resumed."""
     objective: str = "val/auc@5"
-    """Metric that is maximised; pose AUC on the validation pairs of the data set."""
+    """Metric that is maximised: AUC on the validation pairs of the data set, of poses (val/auc@5) or for data=images of
+    homographies (val/corner_auc@3), or on a benchmark (megadepth1500/auc@5), which is then scored at each report."""
     max_concurrent_trials: int | None = None
     """Trials that run at a time; null fills the cluster."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -57,5 +60,7 @@ class StudyConfig:
         check(self.num_trials >= 1, "num_trials", self.num_trials, "at least 1")
         limit = self.max_concurrent_trials
         check(limit is None or limit >= 1, "max_concurrent_trials", limit, "null or at least 1")
-        allowed = ("val/auc@5", "val/auc@10", "val/auc@20", "val/mean_auc")
+        allowed = list(objectives("val", POSE, HOMOGRAPHY))
+        for name in BENCHMARKS:
+            allowed += objectives(name, POSE)
         check(self.objective in allowed, "objective", self.objective, f"one of {', '.join(allowed)}")

@@ -42,6 +42,8 @@ _MAY_CHANGE = (
     "run.data.path",  # data may move: their hash is compared
     "run.data.source",
     "run.data.cache_dir",
+    "run.data.storage.",
+    "run.benchmarks.megadepth1500.path",
     "run.data.prefetch_batches",
     "run.evaluation.batch_size",
     "run.evaluation.num_threads",

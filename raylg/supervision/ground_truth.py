@@ -52,13 +52,15 @@ class _Nearest:
 
 @torch.no_grad()
 def ground_truth_matches(batch: PairBatch, config: GroundTruthConfig) -> GroundTruth:
-    """Label every keypoint by warping it with its depth and the pose into the other view.
+    """Label every keypoint by warping it into the other view: with its depth and the pose, or by the homography.
 
     A match is a pair of mutual nearest neighbours, each visible in the other view, with both reprojection errors below
     `th_positive`. A keypoint with depth is unmatched when nothing lies within `th_negative` of where it should be; one
     without depth when no undecided keypoint lies within `th_epipolar` of its epipolar line. The rest is ignored.
     """
     view0, view1 = batch.view0, batch.view1
+    if batch.H_0to1 is not None:
+        return ground_truth_from_homography(view0, view1, batch.H_0to1, config)
     with torch.autocast(view0.keypoints.device.type, enabled=False):
         T_0to1 = batch.T_0to1
         to1 = warp(view0.keypoints, view0.depth_keypoints, view0.camera, view1.camera, T_0to1, view1.image_size)

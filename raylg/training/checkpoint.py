@@ -46,6 +46,8 @@ WITHOUT_EFFECT_ON_RESULT = (
     "data.cache_dir",  # data may move: the trainer compares their hash
     "data.path",
     "data.source",
+    "data.storage.",
+    "benchmarks.megadepth1500.path",
 )
 """Configuration that may change when a run is resumed; what ends in a dot is a whole group. `train.num_pairs` may
 change too where the learning rate so far would have been the same (`optim.same_schedule`)."""

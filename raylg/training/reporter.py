@@ -11,6 +11,8 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from raylg.evaluation.config import BENCHMARKS
+from raylg.evaluation.measures import ScoreColumns
 from raylg.schema import to_mapping
 from raylg.training import checkpoint as checkpoints
 from raylg.training.config import RunConfig
@@ -59,7 +61,8 @@ class ConsoleReporter:
         parts = [f"{pairs:,.0f} pairs"]
         if self._num_pairs is not None:
             parts[0] += f" ({min(1.0, pairs / self._num_pairs):.0%})"
-        parts += [f"{name} {factor * metrics[key]:{spec}}" for key, name, factor, spec in _CONSOLE if key in metrics]
+        shown = (*_LOSSES, *_scores(metrics), *_REST)
+        parts += [f"{name} {factor * metrics[key]:{spec}}" for key, name, factor, spec in shown if key in metrics]
         speed = metrics.get("pairs_per_second", 0.0)
         if self._num_pairs is not None and speed > 0 and pairs < self._num_pairs:
             parts.append(f"{(self._num_pairs - pairs) / speed / 60:.1f} min left")
@@ -68,16 +71,22 @@ class ConsoleReporter:
         self._write(", ".join(parts))
 
 
-_CONSOLE = (
-    ("train/loss", "loss", 1, ".4f"),
-    ("val/loss", "val loss", 1, ".4f"),
-    ("val/auc@5", "AUC@5", 100, ".1f"),
-    ("val/auc@10", "@10", 100, ".1f"),
-    ("val/auc@20", "@20", 100, ".1f"),
+_Shown = tuple[str, str, float, str]
+"""Metric, its name for people, factor and format."""
+
+_LOSSES: tuple[_Shown, ...] = (("train/loss", "loss", 1, ".4f"), ("val/loss", "val loss", 1, ".4f"))
+_REST: tuple[_Shown, ...] = (
     ("val/match_recall", "recall", 100, ".1f"),
     ("val/match_precision", "precision", 100, ".1f"),
     ("pairs_per_second", "pairs/s", 1, ".1f"),
 )
+
+
+def _scores(metrics: Mapping[str, float]) -> list[_Shown]:
+    """AUC of the validation pairs and of the benchmarks."""
+    columns = [ScoreColumns.of(metrics), *(ScoreColumns(name) for name in BENCHMARKS)]
+    named = [pair for column in columns for pair in zip(column.keys, column.titles, strict=True)]
+    return [(key, title, 100, ".1f") for key, title in named]
 
 
 class RunDirectoryReporter:
@@ -129,7 +138,7 @@ class RunDirectoryReporter:
         if final is not None:
             options = checkpoints.flatten(to_mapping(self._config)).items()
             parameters = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
-            scores = {key: value for key, value in final.items() if key.startswith("val/")}
+            scores = {key: value for key, value in final.items() if key.partition("/")[0] in ("val", *BENCHMARKS)}
             for summary in hparams(parameters, scores):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # typed as None
         self._writer.close()

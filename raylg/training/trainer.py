@@ -10,24 +10,26 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raylg.data.manifest import data_hash
 from raylg.data.stream import stream_batches
 from raylg.errors import CheckpointError, OutOfMemory
-from raylg.evaluation.benchmarks import PairScores
+from raylg.evaluation.benchmarks import check_pixels
+from raylg.evaluation.pair_scores import PairScores
 from raylg.training import checkpoint as checkpoints
+from raylg.training.benchmarks import benchmark_protocol, open_benchmark
 from raylg.training.checkpoint import build_matcher
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.features import open_split
 from raylg.training.learner import TERMS, Learner, StepResult
 from raylg.training.reporter import Reporter, RunDirectoryReporter
-from raylg.training.validation import figures, validate
+from raylg.training.validation import figures, score_benchmark, validate
 
 __all__ = ["TIMES", "Trainer", "World", "build_matcher"]
 
@@ -44,8 +46,9 @@ class Trainer:
         config: everything that decides the result.
         world: this process among the workers of the run.
         reporter: told of every report, on every rank.
-        workdir: run directory: checkpoints, ``metrics.jsonl``, TensorBoard events and ``pairs.npz`` with the
-            scores of the last validation. Only rank 0 writes.
+        workdir: run directory: checkpoints, ``metrics.jsonl``, TensorBoard events and the scores of single pairs at
+            the last report, ``pairs.npz`` of the validation and ``pairs-<name>.npz`` of each benchmark. Only rank 0
+            writes.
     """
 
     def __init__(self, config: RunConfig, world: World, reporter: Reporter, workdir: Path) -> None:
@@ -87,7 +90,10 @@ class _Run:
         self.config, self.world, self.reporter, self.workdir = config, world, reporter, workdir
         if world.device.type == "cuda" and world.device.index is not None:  # plain "cuda" is the current device already
             torch.cuda.set_device(world.device)
-        self.training_pairs, self.validation_pairs = open_split(config, "train"), open_split(config, "val")
+        self.training_pairs = open_split(config, "train", str(world.device))
+        self.validation_pairs = open_split(config, "val", str(world.device))
+        check_pixels(self.validation_pairs, config.evaluation)
+        self.benchmarks = {name: open_benchmark(config, name) for name in config.evaluation.benchmarks}
         self.learner = Learner(config, world)
         self.pairs_seen = 0
         self.metrics: dict[str, float] = {}
@@ -146,9 +152,15 @@ class _Run:
         self.since_curve = _Window()
 
     def report(self) -> None:
-        """Validate, write a checkpoint, report on every rank, delete older checkpoints."""
+        """Validate, score benchmarks, write a checkpoint, report on every rank, delete older checkpoints."""
         start = time.monotonic()
         scores, validated = validate(self.learner.validated, self.validation_pairs, self.config, self.world)
+        files = {PAIRS_FILE: scores}
+        for name, pairs in self.benchmarks.items():
+            protocol = benchmark_protocol(self.config, name)
+            scored = score_benchmark(self.learner.validated, pairs, protocol, self.world)
+            validated |= scored.metrics(name)
+            files[f"pairs-{name}.npz"] = scored
         metrics = {
             "pairs_seen": float(self.pairs_seen),
             "epoch": self.pairs_seen / self.training_pairs.num_pairs,
@@ -162,13 +174,17 @@ class _Run:
         }
         self.since_report = _Window()
         self.metrics = self.world.gather(metrics)[0]  # clocks differ between ranks
-        checkpoint = self.write(scores)
+        checkpoint = self.write(files)
         if checkpoint is not None:
             checkpoints.prune(self.workdir, keep=(checkpoint.name, self.best["name"]))
         self.reporter.report(self.metrics, checkpoint)  # last: a search may end the run here
 
-    def write(self, scores: PairScores) -> Path | None:
-        """Write checkpoint and records on rank 0; the directory of the checkpoint there, None elsewhere."""
+    def write(self, scores: Mapping[str, PairScores]) -> Path | None:
+        """Write checkpoint and records on rank 0; the directory of the checkpoint there, None elsewhere.
+
+        Args:
+            scores: file name to scores; those of the validation pairs are `PAIRS_FILE`.
+        """
         name = checkpoints.name(self.pairs_seen)
         if self.metrics[BEST_METRIC] > self.best["score"]:
             self.best = {"score": self.metrics[BEST_METRIC], "name": name}
@@ -179,14 +195,16 @@ class _Run:
             "metrics": self.metrics,
             "best": self.best,
             "time_train_s": self.time_train_s,
-            "data_hash": data_hash(self.training_pairs.manifest),
+            "data_hash": self.training_pairs.data_hash,
             "learner": self.learner.state_dict(),
         }
-        scores.save(self.workdir / PAIRS_FILE)  # before the checkpoint, which says that all before it is done
+        for file, pairs in scores.items():  # before the checkpoint, which says that all before it is done
+            pairs.save(self.workdir / file)
         checkpoint = checkpoints.save(self.workdir, state, self.learner.validated, self.config)
         self.record.report(self.metrics, checkpoint)
+        validated = scores[PAIRS_FILE]
         pictures = figures(
-            self.learner.validated, self.validation_pairs, self.config, scores=scores, device=self.world.device
+            self.learner.validated, self.validation_pairs, self.config, scores=validated, device=self.world.device
         )
         for title, image in pictures:
             self.record.figure(f"val/{title}", image, self.pairs_seen)
@@ -199,7 +217,7 @@ class _Run:
             CheckpointError: it belongs to a run with another result.
         """
         state = checkpoints.load(path, self.config)
-        now = data_hash(self.training_pairs.manifest)
+        now = self.training_pairs.data_hash
         if state["data_hash"] != now:
             raise CheckpointError(
                 f"{path}: the run was trained on data with hash {state['data_hash']}, these have {now}; give the "

@@ -1,4 +1,7 @@
-"""Scores of the validation pairs: relative pose, and agreement with the labels; the same for any number of ranks."""
+"""Scores of validation pairs and benchmarks, the same for any number of ranks.
+
+Validation pairs are also scored by how well their matches agree with the labels.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import numpy as np
 import torch
 
 from raylg.batch import Matches, View
-from raylg.data.stream import PairDataset, evaluation_indices
-from raylg.evaluation.benchmarks import PairScores, concatenate, score_pairs
+from raylg.data.stream import PairData, evaluation_indices
+from raylg.evaluation.benchmarks import Matcher, score_pairs
+from raylg.evaluation.config import EvaluationConfig
+from raylg.evaluation.pair_scores import PairScores, concatenate
 from raylg.models.lightglue import LightGlue
 from raylg.supervision.assignment_loss import matching_loss
 from raylg.supervision.ground_truth import ground_truth_matches
@@ -23,7 +28,7 @@ SUPERVISED = ("loss", "match_recall", "match_precision", "average_precision")
 
 
 def validate(
-    matcher: LightGlue, dataset: PairDataset, config: RunConfig, world: World
+    matcher: LightGlue, dataset: PairData, config: RunConfig, world: World
 ) -> tuple[PairScores, dict[str, float]]:
     """Score the validation pairs in float32, each once.
 
@@ -38,11 +43,8 @@ def validate(
     was_training = matcher.training
     matcher.eval()
     matches, supervised = _supervised(matcher, dataset, config, world, mine)
-    scores = None
-    if len(mine):
-        scores = score_pairs(_Recorded(matches), dataset, config.evaluation, device=world.device, indices=mine)
     matcher.train(was_training)
-    gathered = concatenate([part for part in world.gather(scores) if part is not None])
+    gathered = _score(_Recorded(matches), dataset, config.evaluation, world, mine)
     rows = np.concatenate(world.gather(supervised))
     known = np.isfinite(rows)  # a pair without a labelled match has no recall
     means = np.where(known, rows, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
@@ -51,9 +53,29 @@ def validate(
     }
 
 
+def score_benchmark(matcher: LightGlue, dataset: PairData, protocol: EvaluationConfig, world: World) -> PairScores:
+    """Score the pairs of a benchmark in float32, each once and on one rank; every rank gets the scores of all."""
+    indices = evaluation_indices(dataset, protocol.max_pairs)
+    was_training = matcher.training
+    matcher.eval()
+    scores = _score(matcher, dataset, protocol, world, np.array_split(indices, world.size)[world.rank])
+    matcher.train(was_training)
+    return scores
+
+
+def _score(
+    matcher: Matcher, dataset: PairData, evaluation: EvaluationConfig, world: World, mine: np.ndarray
+) -> PairScores:
+    """Score this rank's pairs and join those of all ranks."""
+    scores = None
+    if len(mine):
+        scores = score_pairs(matcher, dataset, evaluation, device=world.device, indices=mine)
+    return concatenate([part for part in world.gather(scores) if part is not None])
+
+
 @torch.no_grad()
 def _supervised(
-    matcher: LightGlue, dataset: PairDataset, config: RunConfig, world: World, indices: np.ndarray
+    matcher: LightGlue, dataset: PairData, config: RunConfig, world: World, indices: np.ndarray
 ) -> tuple[list[Matches], np.ndarray]:
     """Matches of each batch, and float64 [n, 4], one column per entry of `SUPERVISED`; NaN where a pair has none."""
     recorded: list[Matches] = []
@@ -84,7 +106,7 @@ class _Recorded:
 
 @torch.no_grad()
 def figures(
-    matcher: LightGlue, dataset: PairDataset, config: RunConfig, scores: PairScores, device: torch.device
+    matcher: LightGlue, dataset: PairData, config: RunConfig, scores: PairScores, device: torch.device
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Name and picture, uint8 [H, W, 3], of `train.num_figures` validation pairs, evenly spaced and always the same.
 
@@ -107,5 +129,5 @@ def figures(
         ]
         yield (
             " - ".join(batch.names[0]),
-            match_figure(sides[0], sides[1], matches, ground_truth, float(scores.pose_error[row])),
+            match_figure(sides[0], sides[1], matches, ground_truth, scores.describe(row)),
         )

@@ -45,9 +45,7 @@ def match_verdicts(matches0: np.ndarray, gt_matches0: np.ndarray) -> Verdicts:
     return Verdicts(matched & correct, matched & labelled & ~correct, matched & ~labelled)
 
 
-def match_figure(
-    side0: Side, side1: Side, matches0: np.ndarray, gt_matches0: np.ndarray, pose_error: float
-) -> np.ndarray:
+def match_figure(side0: Side, side1: Side, matches0: np.ndarray, gt_matches0: np.ndarray, error: str) -> np.ndarray:
     """Two images side by side with their matches: green correct, red wrong, blue-grey without label.
 
     Args:
@@ -55,7 +53,7 @@ def match_figure(
         side1: view 1, N keypoints without padding.
         matches0: int [M], index into view 1 or -1.
         gt_matches0: int [M], see `GroundTruth`.
-        pose_error: degrees; infinite where no pose was found.
+        error: end of the title, such as ``pose error 1.2 deg``.
 
     Returns:
         uint8 [H, W, 3] RGB.
@@ -72,7 +70,7 @@ def match_figure(
             cv2.line(canvas, start, end, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
             for end_point in (start, end):
                 cv2.circle(canvas, end_point, 2 << SUBPIXEL_BITS, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
-    _title(canvas, verdicts, int((gt_matches0 >= 0).sum()), pose_error)
+    _title(canvas, verdicts, int((gt_matches0 >= 0).sum()), error)
     return canvas
 
 
@@ -96,8 +94,7 @@ def _fixed(point: np.ndarray) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def _title(canvas: np.ndarray, verdicts: Verdicts, num_positives: int, pose_error: float) -> None:
+def _title(canvas: np.ndarray, verdicts: Verdicts, num_positives: int, error: str) -> None:
     correct, wrong, unknown = (int(mask.sum()) for mask in verdicts)
-    pose = f"pose error {pose_error:.1f} deg" if np.isfinite(pose_error) else "no pose"
-    text = f"{correct}/{num_positives} correct, {wrong} wrong, {unknown} unknown, {pose}"
+    text = f"{correct}/{num_positives} correct, {wrong} wrong, {unknown} unknown, {error}"
     cv2.putText(canvas, text, (4, TITLE_HEIGHT - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)

@@ -13,22 +13,21 @@ import torch
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, SplitCounts, write_manifest
-from raylg.data.shard import Shard, write_shard
+from raylg.data.shard import Shard
 from raylg.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
-from raylg.evaluation.benchmarks import PairScores
+from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import override
 from raylg.training import checkpoint
+from raylg.training.benchmarks import benchmark_protocol, open_benchmark
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.features import open_split
 from raylg.training.learner import Learner
 from raylg.training.reporter import read_metrics
 from raylg.training.trainer import TIMES, Trainer
-from raylg.training.validation import validate
+from raylg.training.validation import score_benchmark, validate
+from tests.integration.tiny_shards import NUM_POINTS, tiny_shard, write_features
 
-NUM_POINTS = 48
-WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
 BASE = {
     "data.source": "shards",
     "data.batch_size": 2,
@@ -43,69 +42,23 @@ BASE = {
 }
 
 
-def jpeg() -> bytes:
-    import cv2
-
-    return cv2.imencode(".jpg", np.full((HEIGHT // 2, WIDTH // 2), 90, np.uint8))[1].tobytes()
-
-
-def tiny_shard(scene: str, split: str, num_images: int, seed: int) -> Shard:
-    """Views of one cloud of points, each seeing a random part of it at its exact depth."""
-    rng = np.random.default_rng(seed)
-    cloud = rng.uniform((-1, -0.8, 3), (1, 0.8, 5), (64, 3))
-    point_descriptors = rng.normal(size=(64, 128))
-    keypoints, descriptors, depth, T_w2c = [], [], [], []
-    for _ in range(num_images):
-        T = np.eye(4)
-        angle = rng.uniform(-0.1, 0.1)
-        T[:3, :3] = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
-        T[:3, 3] = rng.uniform(-0.3, 0.3, 3)
-        seen = rng.permutation(64)[:NUM_POINTS]
-        points = cloud[seen] @ T[:3, :3].T + T[:3, 3]
-        keypoints.append(points[:, :2] / points[:, 2:] * FOCAL + (WIDTH / 2, HEIGHT / 2))
-        noisy = point_descriptors[seen] + 0.3 * rng.normal(size=(NUM_POINTS, 128))
-        descriptors.append(noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
-        depth.append(points[:, 2])
-        T_w2c.append(T)
-    count = num_images * NUM_POINTS
-    pairs = np.array([(i, j) for i in range(num_images) for j in range(i + 1, num_images)], np.int32)
-    return Shard(
-        keypoints=np.concatenate(keypoints).astype(np.float32),
-        keypoint_scores=np.ones(count, np.float32),
-        descriptors=np.concatenate(descriptors).astype(np.float16),
-        depth_keypoints=np.concatenate(depth).astype(np.float32),
-        scales=np.full(count, 2, np.float32),
-        oris=np.zeros(count, np.float32),
-        offsets=np.arange(num_images + 1, dtype=np.int64) * NUM_POINTS,
-        camera=np.tile([FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2], (num_images, 1)).astype(np.float64),
-        T_w2c=np.stack(T_w2c),
-        image_size=np.tile([WIDTH, HEIGHT], (num_images, 1)).astype(np.int32),
-        names=tuple(f"{i}.png" for i in range(num_images)),
-        thumbnails=(jpeg(),) * num_images,
-        pairs=pairs,
-        overlap=np.full(len(pairs), 0.5, np.float32),
-        scene=scene,
-        split=split,
-    )
-
-
-def write_features(folder: Path, shards: dict[str, Shard]) -> Path:
-    folder.mkdir()
-    entries = tuple(write_shard(folder / f"{name}.h5", shard) for name, shard in shards.items())
-    counts = {entry.split: SplitCounts(num_images=entry.num_images, num_pairs=entry.num_pairs) for entry in entries}
-    made = CreatedBy(version="0", git_sha=None, command="test", config={}, fingerprint="")
-    extractor = ExtractorInfo(
-        name="sift", weights_sha256=None, settings={"max_num_keypoints": NUM_POINTS}, descriptor_dim=128
-    )
-    write_manifest(folder, Manifest(name="tiny", created_by=made, extractor=extractor, splits=counts, shards=entries))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def features(tmp_path_factory) -> Path:
     """10 training pairs, 3 validation pairs."""
     shards = {"train": tiny_shard("a", "train", 5, seed=0), "val": tiny_shard("b", "val", 3, seed=1)}
     return write_features(tmp_path_factory.mktemp("features") / "tiny", shards)
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory) -> dict[str, object]:
+    """Options that score a benchmark of 6 pairs at each report."""
+    shards = {"test": tiny_shard("c", "test", 4, seed=2, original=2)}
+    return {
+        "evaluation.benchmarks": ["megadepth1500"],
+        "benchmarks.megadepth1500.path": str(write_features(tmp_path_factory.mktemp("b") / "b", shards, resize=320)),
+        "benchmarks.megadepth1500.resize": 320,
+        "benchmarks.megadepth1500.num_keypoints": NUM_POINTS,
+    }
 
 
 def config_for(features: Path, **changes) -> RunConfig:
@@ -166,6 +119,27 @@ def test_reports_come_at_multiples_and_at_the_end(features, tmp_path):
     assert read_metrics(tmp_path)[-1] == final
     curve = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
     assert [point.step for point in curve] == [4, 8, 12, 16, 20]
+
+
+def test_benchmarks_are_scored_at_each_report(features, benchmark, tmp_path):
+    plain = config_for(features, train__num_pairs=8, train__report_every=4, optim__ema_pairs=50.0, optim__lr=5e-3)
+    config = override(plain, benchmark)
+    reports = train(config, tmp_path / "with")
+    without = train(plain, tmp_path / "without")
+    expected = {f"megadepth1500/{name}" for name in ("auc@5", "auc@10", "auc@20", "mean_auc", "precision@3px")}
+    for report, reference in zip(reports, without, strict=True):
+        assert expected <= report.keys()
+        # Nothing else of the run depends on it.
+        assert {key: value for key, value in report.items() if not key.startswith("megadepth1500/")} == reference
+    scores = PairScores.load(tmp_path / "with" / "pairs-megadepth1500.npz")
+    assert len(scores) == 6
+    assert scores.metrics("megadepth1500")["megadepth1500/auc@20"] == reports[-1]["megadepth1500/auc@20"]
+    assert read_metrics(tmp_path / "with")[-1]["megadepth1500/auc@5"] == reports[-1]["megadepth1500/auc@5"]
+    matcher, _ = checkpoint.load_matcher(tmp_path / "with")  # the averaged weights, which were scored
+    again = score_benchmark(
+        matcher, open_benchmark(config, "megadepth1500"), benchmark_protocol(config, "megadepth1500"), World()
+    )
+    np.testing.assert_array_equal(again.error, scores.error)
 
 
 def test_run_directory_is_complete_at_the_end(features, tmp_path):
@@ -374,13 +348,14 @@ def run_in_group(folder: Path, config_values: dict, task: str = "train") -> list
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_two_ranks_are_one(features, tmp_path):
+def test_two_ranks_are_one(features, benchmark, tmp_path):
     changes = {
         "data.batch_size": 4,
         "train.num_pairs": 24,
         "train.report_every": 4,
         "train.micro_batch_size": 1,
         "loss.confidence_weight": 0.0,
+        **benchmark,
     }
     values = BASE | {"data.path": [str(features)]} | changes
     alone = train(override(RunConfig(), values), tmp_path / "alone")
@@ -392,6 +367,9 @@ def test_two_ranks_are_one(features, tmp_path):
         assert report["train/grad_norm"] == pytest.approx(reference["train/grad_norm"], rel=1e-3)
         assert report["val/loss"] == pytest.approx(reference["val/loss"], abs=1e-4)
     assert len(PairScores.load(tmp_path / "run" / "pairs.npz")) == 3
+    ours, theirs = (PairScores.load(tmp_path / run / "pairs-megadepth1500.npz") for run in ("run", "alone"))
+    assert ours.indices.tolist() == theirs.indices.tolist() == [[0, pair] for pair in range(6)]
+    assert first["reports"][0]["megadepth1500/num_matches"] == pytest.approx(alone[0]["megadepth1500/num_matches"])
 
 
 def test_ranks_agree_to_skip_and_to_give_up(features, tmp_path):

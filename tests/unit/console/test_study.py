@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from raylg.console.study import LiveStudy, aucs, comparison_table, eta, shown, trial_table
-from raylg.evaluation.benchmarks import PairScores
+from raylg.console.study import LiveStudy, TrialColumns, comparison_table, eta, shown, trial_table
+from raylg.evaluation.measures import HOMOGRAPHY, ScoreColumns
+from raylg.evaluation.pair_scores import PairScores
 from raylg.search.ledger import TrialEvent
 from raylg.search.record import TrialRecord
 
 METRICS = {"val/auc@5": 0.1234, "val/auc@10": 0.25, "val/auc@20": 0.5, "pairs_per_second": 2.0, "pairs_seen": 40.0}
 PARAMETERS = ["optim.lr", "data.batch_size"]
+COLUMNS = TrialColumns(parameters=PARAMETERS, scores=ScoreColumns(), num_pairs=160)
 KINDS = ["started", "resumed", "reported", "retried", "finished"]
 STATES = ["waiting", "running", "complete", "stopped", "infeasible", "failed"]
 
@@ -44,10 +47,10 @@ def fresh(**changes: Any) -> TrialRecord:
     return record(**{"pairs_seen": 0, "objective": None, "metrics": {}, **changes})
 
 
-def on_pipe(kind: str, trial: TrialRecord, num_pairs: int = 160) -> str:
+def on_pipe(kind: str, trial: TrialRecord, columns: TrialColumns = COLUMNS) -> str:
     """The line that an event gets on a pipe, without the time."""
     stream = io.StringIO()
-    with LiveStudy(Console(file=stream, width=20, soft_wrap=True), PARAMETERS, num_pairs) as live:
+    with LiveStudy(Console(file=stream, width=20, soft_wrap=True), columns) as live:
         live(TrialEvent(kind=kind, record=trial))
     (line,) = stream.getvalue().splitlines()
     time, _, rest = line.partition(" s] ")
@@ -92,7 +95,7 @@ def test_each_event_is_one_line_on_a_pipe(kind: str, trial: TrialRecord, line: s
 def test_events_of_trials_without_metrics(terminal: bool) -> None:
     stream = io.StringIO()
     out = Console(file=stream, force_terminal=terminal, width=120, markup=False)
-    with LiveStudy(out, PARAMETERS, 160) as live:
+    with LiveStudy(out, COLUMNS) as live:
         for kind in KINDS:
             for state in STATES:
                 live(TrialEvent(kind=kind, record=fresh(state=state, values={}, reason="[/gone]")))
@@ -101,7 +104,7 @@ def test_events_of_trials_without_metrics(terminal: bool) -> None:
 
 def test_live_table_on_a_terminal_has_each_trial_once_in_order() -> None:
     stream = io.StringIO()
-    with LiveStudy(Console(file=stream, force_terminal=True, width=140, height=40), PARAMETERS, 160) as live:
+    with LiveStudy(Console(file=stream, force_terminal=True, width=140, height=40), COLUMNS) as live:
         live(TrialEvent(kind="started", record=fresh(number=1)))
         live(TrialEvent(kind="started", record=fresh(number=0)))
         live(TrialEvent(kind="reported", record=record(number=1)))
@@ -116,7 +119,7 @@ def test_trial_table() -> None:
         record(number=2, state="stopped", reason="rung 40: too low"),
         fresh(number=1, state="infeasible", reason="out_of_memory: batch of 64", values={"optim.lr": 1e-4}),
     ]
-    result = trial_table("title", records, PARAMETERS, 160)
+    result = trial_table("title", records, COLUMNS)
     assert [str(column.header) for column in result.columns] == [
         *("trial", "optim.lr", "data.batch_size", "pairs", "AUC@5", "@10", "@20", "state")
     ]
@@ -128,7 +131,7 @@ def test_trial_table() -> None:
 
 
 def test_trial_table_without_trials() -> None:
-    assert cells(trial_table("title", [], PARAMETERS, 160)) == []
+    assert cells(trial_table("title", [], COLUMNS)) == []
 
 
 def test_eta_needs_a_speed_and_something_left() -> None:
@@ -139,9 +142,14 @@ def test_eta_needs_a_speed_and_something_left() -> None:
     assert eta(fresh(), 160) == ""
 
 
-def test_aucs_of_what_was_not_scored() -> None:
-    assert aucs(record()) == "AUC@5/10/20 12.3/25.0/50.0"
-    assert aucs(fresh()) == "AUC@5/10/20 nan/nan/nan"
+@pytest.mark.parametrize("scores", [ScoreColumns("megadepth1500"), ScoreColumns("val", HOMOGRAPHY)])
+def test_every_row_carries_the_scores_of_the_objective(scores: ScoreColumns) -> None:
+    columns = replace(COLUMNS, scores=scores)
+    trial = record(metrics={**METRICS, **dict(zip(scores.keys, (0.4, 0.5, 0.6), strict=True))})
+    assert f"40 pairs, {scores.text(trial.metrics)}, 1.0 min" in on_pipe("reported", trial, columns)
+    result = trial_table("title", [trial], columns)
+    assert [str(column.header) for column in result.columns][4:7] == list(scores.titles)
+    assert cells(result)[0][4:7] == ["40.0", "50.0", "60.0"]
 
 
 @pytest.mark.parametrize(
@@ -157,12 +165,14 @@ def pair_scores(errors: list[float], num_matches: int, precision: float) -> Pair
     order = np.arange(number)
     counts = np.full(number, num_matches)
     return PairScores(
+        kind="pose",
         indices=np.stack([np.zeros_like(order), order], axis=1),
         scenes=np.array(["scene"] * number),
         names0=order.astype(np.str_),
         names1=(order + 1).astype(np.str_),
         rotation_error=np.array(errors),
         translation_error=np.zeros(number),
+        corner_error=np.full(number, np.nan),
         num_matches=counts,
         num_inliers=counts,
         num_keypoints0=counts,
@@ -194,6 +204,20 @@ def test_comparison_table_tells_when_the_first_is_worse_and_how_sure() -> None:
     value, low, high = (float(part.strip("[],")) for part in difference.split())
     assert value == pytest.approx(-40.0)
     assert low < value < high
+
+
+def test_homographies_are_compared_in_pixels() -> None:
+    def scores(error: float) -> PairScores:
+        pairs = pair_scores([0.0] * 8, 9, 0.5)
+        absent = np.full(8, np.nan)
+        return replace(
+            pairs, kind="homography", rotation_error=absent, translation_error=absent, corner_error=np.full(8, error)
+        )
+
+    result = comparison_table({"first": scores(0.0), "other": scores(1.5)}, "8 pairs")
+    headers = [str(column.header) for column in result.columns]
+    assert headers[1:4] == ["corner AUC@1", "@3", "@5"] and headers[-1] == "first minus this, corner AUC@3"
+    assert cells(result)[1][-1] == "+50.0 [+50.0, +50.0]"
 
 
 def test_comparison_of_one_matcher() -> None:

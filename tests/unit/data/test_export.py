@@ -20,6 +20,7 @@ from raylg.batch import Features
 from raylg.data.export import export_features
 from raylg.data.manifest import data_hash, read_manifest
 from raylg.data.scene import SceneRef
+from raylg.data.storage import Storage
 from raylg.errors import ConfigError, EnvironmentUnfitError, RaylgError, ShardError
 from tests.unit.data.scenes import FakeExtractor, FakeScene, FakeSource, export_options
 
@@ -32,8 +33,8 @@ def files(folder: Path) -> list[str]:
 
 def test_manifest_and_files(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    manifest = export_features(FakeSource(), FakeExtractor, out, export_options(images_per_shard=4))
-    assert read_manifest(out) == manifest
+    manifest = export_features(FakeSource(), FakeExtractor, Storage(out), export_options(images_per_shard=4))
+    assert read_manifest(Storage(out)) == manifest
     assert {entry.file for entry in manifest.shards} | {"manifest.json"} == set(files(out))
     assert {split: (c.num_images, c.num_pairs) for split, c in manifest.splits.items()} == {
         "train": (12, 18),
@@ -46,9 +47,9 @@ def test_manifest_and_files(tmp_path: Path) -> None:
 
 def test_processes_give_the_same_data(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    alone = export_features(MANY, FakeExtractor, tmp_path / "alone", export_options())
+    alone = export_features(MANY, FakeExtractor, Storage(tmp_path / "alone"), export_options())
     shared = export_features(
-        MANY, FakeExtractor, tmp_path / "shared", export_options(num_processes=2), lambda *p: told.append(p)
+        MANY, FakeExtractor, Storage(tmp_path / "shared"), export_options(num_processes=2), lambda *p: told.append(p)
     )
     assert alone == shared
     assert told[-1] == (24, 24)
@@ -58,23 +59,23 @@ def test_processes_give_the_same_data(tmp_path: Path) -> None:
 def test_finished_export_is_left_alone(tmp_path: Path) -> None:
     log = tmp_path / "log"
     source, out = replace(FakeSource(), log=log), tmp_path / "out"
-    first = export_features(source, FakeExtractor, out, export_options())
+    first = export_features(source, FakeExtractor, Storage(out), export_options())
     log.unlink()
-    assert export_features(source, FakeExtractor, out, export_options()) == first
+    assert export_features(source, FakeExtractor, Storage(out), export_options()) == first
     assert not log.exists()
     with pytest.raises(ConfigError, match=r"already holds the features 'fake' \(fake, made by `test`\)"):
-        export_features(source, FakeExtractor, out, export_options(fingerprint="other"))
+        export_features(source, FakeExtractor, Storage(out), export_options(fingerprint="other"))
 
 
 def test_failure_names_the_scene_and_what_is_done_is_kept(tmp_path: Path) -> None:
     log, out = tmp_path / "log", tmp_path / "out"
     with pytest.raises(RaylgError, match="scene 'three': ValueError: no such thing"):
-        export_features(replace(FakeSource(log=log), broken="three"), FakeExtractor, out, export_options())
+        export_features(replace(FakeSource(log=log), broken="three"), FakeExtractor, Storage(out), export_options())
     assert not (out / "manifest.json").exists()
     log.unlink()
-    manifest = export_features(FakeSource(log=log), FakeExtractor, out, export_options())
+    manifest = export_features(FakeSource(log=log), FakeExtractor, Storage(out), export_options())
     assert len(log.read_text().split()) == 6
-    assert manifest == export_features(FakeSource(), FakeExtractor, tmp_path / "again", export_options())
+    assert manifest == export_features(FakeSource(), FakeExtractor, Storage(tmp_path / "again"), export_options())
     assert not (out / ".progress").exists()
 
 
@@ -102,7 +103,7 @@ def raise_error(error: Exception) -> None:
 def test_kinds_of_failure(tmp_path: Path, error: Exception, kind: type[Exception], when: str) -> None:
     make = partial(raise_error, error) if when == "making" else partial(Fails, error)
     with pytest.raises(RaylgError, match="scene 'one'") as raised:
-        export_features(FakeSource(), make, tmp_path, export_options())
+        export_features(FakeSource(), make, Storage(tmp_path), export_options())
     assert type(raised.value) is kind
     assert raised.value.__cause__ is error
 
@@ -121,11 +122,11 @@ def test_interrupted_by_the_user(tmp_path: Path) -> None:
     log = tmp_path / "log"
     source = FakeSource(num_views=60, log=log)
     with pytest.raises(KeyboardInterrupt):
-        export_features(source, Slow, tmp_path / "out", export_options(images_per_shard=4), interrupt)
+        export_features(source, Slow, Storage(tmp_path / "out"), export_options(images_per_shard=4), interrupt)
     read = len(log.read_text().split())
     assert read < 40
     assert list((tmp_path / "out").glob("one-*.h5"))
-    export_features(source, FakeExtractor, tmp_path / "out", export_options(images_per_shard=4))
+    export_features(source, FakeExtractor, Storage(tmp_path / "out"), export_options(images_per_shard=4))
     assert len(log.read_text().split()) < 180 + read
 
 
@@ -135,16 +136,16 @@ def kill_oneself() -> None:
 
 def test_killed_process(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentUnfitError, match=r"was killed.*repeat the command"):
-        export_features(MANY, kill_oneself, tmp_path, export_options(num_processes=2))
+        export_features(MANY, kill_oneself, Storage(tmp_path), export_options(num_processes=2))
 
 
 def test_what_other_options_left_unfinished_is_discarded(tmp_path: Path) -> None:
     broken = replace(FakeSource(), broken="three")
     with pytest.raises(RaylgError):
-        export_features(broken, FakeExtractor, tmp_path, export_options(images_per_shard=4))
+        export_features(broken, FakeExtractor, Storage(tmp_path), export_options(images_per_shard=4))
     assert "one-001.h5" in files(tmp_path)
     options = export_options(fingerprint="other")
-    manifest = export_features(FakeSource(names=(("two", "train"),)), FakeExtractor, tmp_path, options)
+    manifest = export_features(FakeSource(names=(("two", "train"),)), FakeExtractor, Storage(tmp_path), options)
     assert files(tmp_path) == ["manifest.json", "two-000.h5"]
     assert manifest.created_by.fingerprint == "other"
 
@@ -155,29 +156,67 @@ def test_scenes_without_pairs_are_told(tmp_path: Path, caplog: pytest.LogCapture
         def load(self, scene: SceneRef) -> FakeScene:
             return replace(FakeSource(), reach=0 if scene.name == "two" else 2).load(scene)
 
-    manifest = export_features(OneEmpty(), FakeExtractor, tmp_path / "some", export_options())
+    manifest = export_features(OneEmpty(), FakeExtractor, Storage(tmp_path / "some"), export_options())
     assert "1 of 3 scenes have no pair of images: two" in caplog.text
     assert {entry.scene for entry in manifest.shards} == {"one", "three"}
     with pytest.raises(ConfigError, match=r"none of the 3 scenes has a pair.*data\.min_overlap"):
-        export_features(FakeSource(reach=0), FakeExtractor, tmp_path / "none", export_options())
+        export_features(FakeSource(reach=0), FakeExtractor, Storage(tmp_path / "none"), export_options())
 
 
 @pytest.mark.parametrize("names", [(), (("a", "train"), ("a", "val"))])
 def test_names_of_scenes(tmp_path: Path, names: tuple[tuple[str, str], ...]) -> None:
     with pytest.raises(ConfigError, match="share a name: a" if names else "no scenes"):
-        export_features(FakeSource(names=names), FakeExtractor, tmp_path, export_options())
+        export_features(FakeSource(names=names), FakeExtractor, Storage(tmp_path), export_options())
 
 
 def test_data_hash_follows_the_extractor(tmp_path: Path) -> None:
-    first = export_features(FakeSource(), FakeExtractor, tmp_path / "a", export_options())
-    other = export_features(FakeSource(), partial(FakeExtractor, 5), tmp_path / "b", export_options())
+    first = export_features(FakeSource(), FakeExtractor, Storage(tmp_path / "a"), export_options())
+    other = export_features(FakeSource(), partial(FakeExtractor, 5), Storage(tmp_path / "b"), export_options())
     assert data_hash(first) != data_hash(other)
+
+
+def test_bytes_do_not_depend_on_processes_and_parts(tmp_path: Path) -> None:
+    source = FakeSource(names=(("large", "train"), ("empty", "train")), num_views=40, reach=3)
+    manifests = {}
+    for num_processes in (1, 3):
+        out, told = tmp_path / str(num_processes), []
+        options = export_options(images_per_shard=6, num_processes=num_processes)
+        manifests[num_processes] = export_features(
+            source, FakeExtractor, Storage(out), options, lambda *p, told=told: told.append(p)
+        )
+        assert told[-1] == (80, 80)
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert set(files(out)) == {"manifest.json", *(entry.file for entry in manifests[num_processes].shards)}
+    assert manifests[1] == manifests[3]
+    assert len(manifests[1].shards) > 12
+
+
+@dataclass(frozen=True)
+class SaysWho:
+    path: Path
+
+    def __call__(self, image: np.ndarray) -> Features:
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.05)
+        return FakeExtractor()(image)
+
+
+def test_scene_that_is_alone_is_shared_by_processes(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    source = FakeSource(names=(("large", "train"),), num_views=40, reach=3, log=log)
+    alone = export_features(source, FakeExtractor, Storage(tmp_path / "a"), export_options(images_per_shard=6))
+    assert len(log.read_text().split()) == 40
+    make = partial(SaysWho, tmp_path / "pids")
+    shared = export_features(source, make, Storage(tmp_path / "b"), export_options(images_per_shard=6, num_processes=2))
+    assert shared == alone
+    assert len(set((tmp_path / "pids").read_text().split())) >= 2
 
 
 PROGRAM = """
     import sys, time
-    from pathlib import Path
     from raylg.data.export import export_features
+    from raylg.data.storage import Storage
     from tests.unit.data.scenes import FakeExtractor, FakeSource, export_options
 
     class Slow(FakeExtractor):
@@ -186,8 +225,8 @@ PROGRAM = """
             return super().__call__(image)
 
     if __name__ == "__main__":
-        names = tuple((str(i), "train") for i in range(40))
-        export_features(FakeSource(names=names), Slow, Path(sys.argv[1]), export_options(num_processes=2))
+        options = export_options(images_per_shard=7, num_processes=2)
+        export_features(FakeSource(names=(("a", "train"), ("b", "val")), num_views=60), Slow, Storage(sys.argv[1]), options)
 """
 
 
@@ -204,12 +243,16 @@ def test_killed_parent_leaves_no_process_and_its_work_is_continued(tmp_path: Pat
         parent.kill()
         parent.wait()
     await_true(lambda: not any(is_running(pid) for pid in children), 10)
-    finished = len(list((out / ".progress").glob("*.json")))
+    noted = {path.stem for path in (out / ".progress").glob("*.json")}
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.h5") if path.stem in noted}
     log = tmp_path / "log"
-    source = FakeSource(names=tuple((str(i), "train") for i in range(40)), log=log)
-    export_features(source, FakeExtractor, out, export_options())
-    assert len(log.read_text().split()) == 6 * (40 - finished)
-    assert len(files(out)) == 41
+    source = FakeSource(names=(("a", "train"), ("b", "val")), num_views=60, log=log)
+    options = export_options(images_per_shard=7)
+    manifest = export_features(source, FakeExtractor, Storage(out), options)
+    assert len(log.read_text().split()) < 120
+    assert manifest == export_features(replace(source, log=None), FakeExtractor, Storage(tmp_path / "whole"), options)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert set(files(out)) == {"manifest.json", *(entry.file for entry in manifest.shards)}
 
 
 def await_true(condition: Callable[[], bool], seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,18 +11,49 @@ import numpy as np
 import pytest
 
 from raylg.batch import Features
-from raylg.data.export_scene import SceneExporter, file_stem
+from raylg.data import export_scene
+from raylg.data.export_notes import ShardNote, file_stem
+from raylg.data.export_scene import ExportJob, ExportOptions, Extractor, ImageFeatures, Part, PartExporter, Progress
 from raylg.data.resize import decode_thumbnail
-from raylg.data.scene import SceneRef
+from raylg.data.scene import Scene, SceneRef, SceneSource
 from raylg.data.shard import read_shard
+from raylg.data.storage import Storage
 from raylg.errors import ShardError
-from tests.unit.data.scenes import DIM, FakeExtractor, FakeScene, FakeSource, export_options
+from tests.unit.data.scenes import DIM, FakeExtractor, FakeSource, export_options
 
 REF = SceneRef(name="one", split="train")
+WHOLE = Part(scene=REF)
 
 
-def nothing(ref: SceneRef, done: int, total: int) -> None:
+def nothing(progress: Progress) -> None:
     pass
+
+
+def export(
+    out: Path,
+    source: SceneSource,
+    extractor: Extractor,
+    options: ExportOptions,
+    part: Part = WHOLE,
+    tell: Callable[[Progress], None] = nothing,
+) -> tuple[ShardNote, ...]:
+    job = ExportJob(
+        source=source, make_extractor=lambda: extractor, out=Storage(out), options=options, token="of this test"
+    )
+    return PartExporter(job, tell).export(part)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A source with one scene, some of whose attributes are others."""
+
+    changes: dict[str, object]
+
+    def scenes(self) -> Sequence[SceneRef]:
+        return [REF]
+
+    def load(self, scene: SceneRef) -> Scene:
+        return replace(FakeSource().load(scene), **self.changes)
 
 
 def fixed_features(keypoints: list[list[float]], **changes: np.ndarray) -> Features:
@@ -33,19 +66,32 @@ def fixed_features(keypoints: list[list[float]], **changes: np.ndarray) -> Featu
     return replace(features, **changes)
 
 
-@pytest.mark.parametrize("resize", [None, 32, 50])
-def test_camera_depth_and_size_follow_the_resize(tmp_path: Path, resize: int | None) -> None:
+@pytest.mark.parametrize(
+    ("resize", "enlarge", "width", "height"),
+    [
+        (None, False, 64, 48),
+        (None, True, 64, 48),
+        (32, False, 32, 24),
+        (50, False, 50, 38),  # 37.5 rounds to 38
+        (50, True, 50, 38),
+        (90, False, 64, 48),
+        (90, True, 90, 68),
+    ],
+)
+def test_camera_depth_and_size_follow_the_resize(
+    tmp_path: Path, resize: int | None, enlarge: bool, width: int, height: int
+) -> None:
     @dataclass
     class AtFixedShare:
         def __call__(self, image: np.ndarray) -> Features:
             height, width = image.shape[:2]
             return fixed_features([[0.75 * width, 0.5 * height], [0.1 * width, 0.5 * height], [width, height]])
 
-    exporter = SceneExporter(tmp_path, export_options(resize=resize), AtFixedShare(), nothing)
-    record = exporter.export(REF, FakeSource().load)
-    shard = read_shard(tmp_path / record.shards[0].file)
-    width, height = {None: (64, 48), 32: (32, 24), 50: (50, 38)}[resize]  # 37.5 rounds to 38
+    options = replace(export_options(resize=resize), enlarge=enlarge)
+    (note,) = export(tmp_path, FakeSource(), AtFixedShare(), options)
+    shard = read_shard(tmp_path / note.entry.file)
     assert shard.image_size.tolist() == [[width, height]] * 6
+    assert shard.original_size.tolist() == [[64, 48]] * 6
     scale = np.array([width / 64, height / 48] * 2)
     np.testing.assert_allclose(shard.camera, np.tile(np.array([60, 61, 31, 25]) * scale, (6, 1)))
     depth = shard.depth_keypoints.reshape(6, 3)
@@ -57,9 +103,9 @@ def test_camera_depth_and_size_follow_the_resize(tmp_path: Path, resize: int | N
 
 def test_shard_content(tmp_path: Path) -> None:
     source, extractor = FakeSource(), FakeExtractor()
-    record = SceneExporter(tmp_path, export_options(), extractor, nothing).export(REF, source.load)
-    assert (record.num_images, record.complete, len(record.shards)) == (6, True, 1)
-    shard, scene = read_shard(tmp_path / record.shards[0].file), source.load(REF)
+    (note,) = export(tmp_path, source, extractor, export_options())
+    assert (note.scene, note.index, note.num_shards, note.num_images) == (REF, 0, 1, 6)
+    shard, scene = read_shard(tmp_path / note.entry.file), source.load(REF)
     np.testing.assert_array_equal(shard.pairs, scene.pairs)
     np.testing.assert_array_equal(shard.overlap, scene.overlap)
     assert shard.names == tuple(view.name for view in scene.views)
@@ -76,10 +122,8 @@ def test_shard_content(tmp_path: Path) -> None:
 def test_large_scene_is_divided(tmp_path: Path) -> None:
     log = tmp_path / "log"
     source = FakeSource(num_views=20, reach=3, log=log)
-    record = SceneExporter(tmp_path, export_options(images_per_shard=7), FakeExtractor(), nothing).export(
-        REF, source.load
-    )
-    shards = [read_shard(tmp_path / entry.file) for entry in record.shards]
+    notes = export(tmp_path, source, FakeExtractor(), export_options(images_per_shard=7))
+    shards = [read_shard(tmp_path / note.entry.file) for note in notes]
     assert len(shards) > 2 and all(shard.num_images <= 7 for shard in shards)
     named = [(s.names[i], s.names[j]) for s in shards for i, j in s.pairs]
     scene = source.load(REF)
@@ -92,50 +136,112 @@ def test_large_scene_is_divided(tmp_path: Path) -> None:
             assert by_name.setdefault(name, content) == content
 
 
-def test_images_without_a_pair_are_left_out(tmp_path: Path) -> None:
-    def load(ref: SceneRef) -> FakeScene:
-        scene = FakeSource().load(ref)
-        return replace(scene, pairs=np.array([[1, 4]], np.int32), overlap=np.array([0.5], np.float32))
+@pytest.mark.parametrize("count", [2, 3, 5, 40])
+def test_parts_together_give_the_same_shards(tmp_path: Path, count: int) -> None:
+    source, options = FakeSource(num_views=30, reach=3), export_options(images_per_shard=7)
+    whole = export(tmp_path / "whole", source, FakeExtractor(), options)
+    told: dict[int, Progress] = {}
+    notes: list[ShardNote] = []
+    for index in reversed(range(count)):
+        part = Part(scene=REF, index=index, count=count)
+        notes = [
+            *export(
+                tmp_path / "parts", source, FakeExtractor(), options, part, lambda p: told.update({p.part.index: p})
+            ),
+            *notes,
+        ]
+    assert tuple(notes) == whole
+    assert [path.name for path in sorted((tmp_path / "parts").glob("*.h5"))] == [note.entry.file for note in whole]
+    assert sum(progress.num_done for progress in told.values()) == 30
+    assert {(progress.num_images, progress.num_shards) for progress in told.values()} == {(30, len(whole))}
+    assert len(Part(scene=REF, count=count).shards(len(whole))) >= 1
 
-    record = SceneExporter(tmp_path, export_options(), FakeExtractor(), nothing).export(REF, load)
-    shard = read_shard(tmp_path / record.shards[0].file)
+
+def test_memory_is_bounded_when_all_images_are_paired_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[ImageFeatures] = weakref.WeakSet()
+    most = 0
+
+    class Counted(ImageFeatures):
+        __hash__ = object.__hash__
+
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            nonlocal most
+            super().__init__(*args, **kwargs)
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(export_scene, "ImageFeatures", Counted)
+    source = FakeSource(num_views=60, reach=60)
+    notes = export(tmp_path, source, FakeExtractor(), export_options(images_per_shard=6))
+    assert sum(note.entry.num_pairs for note in notes) == 60 * 59 // 2
+    assert 6 < most <= export_scene.KEPT_SHARDS * 6
+
+
+def test_images_without_a_pair_are_left_out(tmp_path: Path) -> None:
+    source = Changed({"pairs": np.array([[1, 4]], np.int32), "overlap": np.array([0.5], np.float32)})
+    (note,) = export(tmp_path, source, FakeExtractor(), export_options())
+    shard = read_shard(tmp_path / note.entry.file)
     assert shard.names == ("01.jpg", "04.jpg") and shard.pairs.tolist() == [[0, 1]]
-    assert record.num_images == 2
+    assert note.num_images == 2
+
+
+def test_scene_without_pairs_has_no_shards(tmp_path: Path) -> None:
+    assert export(tmp_path, FakeSource(reach=0), FakeExtractor(), export_options()) == ()
 
 
 def test_interrupted_scene_continues_with_the_next_shard(tmp_path: Path) -> None:
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    whole.mkdir()
-    part.mkdir()
-    source = FakeSource(num_views=20, reach=3, log=tmp_path / "log")
+    part = tmp_path / "part"
+    log = tmp_path / "log"
+    source = FakeSource(num_views=20, reach=3, log=log)
     options = export_options(images_per_shard=7)
-    expected = SceneExporter(whole, options, FakeExtractor(), nothing).export(REF, source.load)
-    (tmp_path / "log").unlink()
+    expected = export(tmp_path / "whole", source, FakeExtractor(), options)
+    log.unlink()
 
     class Killed(Exception):
         pass
 
-    def stop(ref: SceneRef, done: int, total: int) -> None:
-        if done > 12:
+    def stop(progress: Progress) -> None:
+        if progress.num_done > 12:
             raise Killed
 
     with pytest.raises(Killed):
-        SceneExporter(part, options, FakeExtractor(), stop).export(REF, source.load)
-    read_before = len((tmp_path / "log").read_text().split())
+        export(part, source, FakeExtractor(), options, tell=stop)
+    read_before = len(log.read_text().split())
     told: list[tuple[int, int]] = []
-    exporter = SceneExporter(part, options, FakeExtractor(), lambda ref, done, total: told.append((done, total)))
-    record = exporter.export(REF, source.load)
-    assert record == expected
-    assert len((tmp_path / "log").read_text().split()) - read_before < 20
+
+    def again() -> tuple[ShardNote, ...]:
+        log.write_text("")
+        return export(part, source, FakeExtractor(), options, tell=lambda p: told.append((p.num_done, p.num_images)))
+
+    assert again() == expected
+    assert 20 - read_before <= len(log.read_text().split()) < 20
     assert 0 < told[0][0] < told[-1][0] == told[-1][1] == 20
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert again() == expected
+    assert log.read_text() == ""
 
-    (tmp_path / "log").unlink()
-    assert exporter.export(REF, source.load) == expected
-    assert not (tmp_path / "log").exists()
-    (part / expected.shards[0].file).unlink()
-    assert exporter.export(REF, source.load) == expected
-    assert (part / expected.shards[0].file).is_file()
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "not noted", "half a note", "of other options"])
+def test_what_is_not_whole_is_made_again(tmp_path: Path, damage: str) -> None:
+    source, options = FakeSource(num_views=20, reach=3), export_options(images_per_shard=7)
+    expected = export(tmp_path, source, FakeExtractor(), options)
+    content = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    shard, note = tmp_path / "one-001.h5", tmp_path / ".progress" / "one-001.json"
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:100])
+    elif damage == "not noted":
+        note.unlink()
+    elif damage == "half a note":
+        note.write_bytes(note.read_bytes()[:50])
+    else:
+        note.write_text(note.read_text().replace("abc", "xyz"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.h5")}
+    assert export(tmp_path, source, FakeExtractor(), options) == expected
+    assert {path: path.read_bytes() for path in content} == content
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.h5")}
+    assert [path.name for path in after if after[path] != before.get(path)] == ["one-001.h5"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +254,7 @@ def test_interrupted_scene_continues_with_the_next_shard(tmp_path: Path) -> None
 )
 def test_extractor_that_breaks_its_contract(tmp_path: Path, features: Features, message: str) -> None:
     with pytest.raises(ShardError, match=rf"image 00\.jpg: .*{message}"):
-        SceneExporter(tmp_path, export_options(), lambda image: features, nothing).export(REF, FakeSource().load)
+        export(tmp_path, FakeSource(), lambda image: features, export_options())
 
 
 @pytest.mark.parametrize(
@@ -165,9 +271,7 @@ def test_extractor_that_breaks_its_contract(tmp_path: Path, features: Features, 
 )
 def test_scene_that_breaks_its_contract(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(ShardError, match=message):
-        SceneExporter(tmp_path, export_options(), FakeExtractor(), nothing).export(
-            REF, lambda ref: replace(FakeSource().load(ref), **change)
-        )
+        export(tmp_path, Changed(change), FakeExtractor(), export_options())
 
 
 def test_file_stems_are_safe_and_differ() -> None:

@@ -1,249 +1,313 @@
-"""Shards to batches: content, padding, damage, memory, prefetch."""
+"""The stream of batches: order, resuming, reading ahead, errors, threads."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import closing
-from dataclasses import replace
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from raylg.batch import PairBatch
+from raylg.batch import PairBatch, View
 from raylg.data import stream
-from raylg.data.config import DataConfig
-from raylg.data.export import export_features
-from raylg.data.stream import PairDataset, evaluation_indices, relative_pose, stream_batches
-from raylg.errors import ConfigError, ShardError
-from raylg.geometry.camera import Pose
-from tests.unit.data.scenes import DIM, FakeExtractor, FakeSource, export_options
+from raylg.data.config import DataConfig, StorageConfig
+from raylg.data.manifest import CreatedBy, Manifest
+from raylg.data.stream import PairData, evaluation_indices, first_uses, stream_batches
+from raylg.errors import EnvironmentUnfitError, ShardError
+from raylg.geometry.camera import Camera, Pose
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training scenes in 4 shards (18 pairs), one for validation (9 pairs)."""
-    out = tmp_path_factory.mktemp("shards")
-    export_features(FakeSource(), FakeExtractor, out, export_options(images_per_shard=4))
-    return out
+@dataclass
+class Indices:
+    """Pairs that are nothing but their indices."""
+
+    shard_sizes: tuple[int, ...] = (7, 5, 9, 4)
+    open_shards: int = 2
+    on_fetch: Callable[[int], None] = lambda shard: None
+    on_batch: Callable[[np.ndarray], None] = lambda indices: None
+    log: list[tuple[str, int]] = field(default_factory=list)
+    """("fetch" | "fetched" | "use", shard), as it happened."""
+    data_hash: str = "0"
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(self.shard_sizes)
+
+    @property
+    def manifest(self) -> Manifest:
+        created_by = CreatedBy(version="0", git_sha=None, command="", config={}, fingerprint="")
+        return Manifest(name="", created_by=created_by, extractor=None, splits={}, shards=(), content="images")
+
+    def batch(self, indices: np.ndarray) -> PairBatch:
+        self.log += [("use", int(shard)) for shard in indices[:, 0]]
+        self.on_batch(indices)
+        return pair_batch(tuple((str(s), str(p), str(e)) for s, p, e in indices.tolist()))
+
+    def thumbnails(self, indices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8)) for _ in indices]
+
+    def fetch(self, shard: int) -> None:
+        self.log.append(("fetch", shard))
+        self.on_fetch(shard)
+        self.log.append(("fetched", shard))
 
 
-def all_indices(dataset: PairDataset) -> np.ndarray:
-    return evaluation_indices(dataset, None)
+def pair_batch(names: tuple[tuple[str, str, str], ...]) -> PairBatch:
+    """A batch without keypoints."""
+    count = len(names)
+    view = View(
+        keypoints=torch.zeros(count, 0, 2),
+        descriptors=torch.zeros(count, 0, 1),
+        mask=torch.zeros(count, 0, dtype=torch.bool),
+        image_size=torch.zeros(count, 2),
+        camera=Camera.from_params(torch.ones(count, 4)),
+        depth_keypoints=torch.zeros(count, 0),
+    )
+    pose = Pose.from_matrix(torch.eye(4).expand(count, 4, 4))
+    return PairBatch(view0=view, view1=view, T_0to1=pose, overlap=torch.zeros(count), names=names)
 
 
-def test_batch_holds_what_was_extracted(folder: Path) -> None:
-    source, extractor = FakeSource(), FakeExtractor()
-    dataset = PairDataset(folder, "train", num_keypoints=20, open_shards=2)
-    indices = np.random.default_rng(0).permutation(all_indices(dataset))
-    batch = dataset.batch(indices)
-    assert len(batch) == dataset.num_pairs == 18
-    scenes = {ref.name: source.load(ref) for ref in source.scenes()}
-    for b, (scene_name, *names) in enumerate(batch.names):
-        scene = scenes[scene_name]
-        ids = [[view.name for view in scene.views].index(name) for name in names]
-        (k,) = np.flatnonzero((scene.pairs == ids).all(axis=1))
-        assert batch.overlap[b] == scene.overlap[k]
-        for view, i in zip((batch.view0, batch.view1), ids, strict=True):
-            features = extractor(scene.image(i))
-            count = len(features)
-            assert view.mask[b].tolist() == [True] * count + [False] * (view.mask.shape[1] - count)
-            for stored, expected in (
-                (view.keypoints, features.keypoints),
-                (view.descriptors, features.descriptors.astype(np.float32)),
-                (view.scales, features.scales),
-                (view.oris, features.oris),
-            ):
-                np.testing.assert_array_equal(stored[b, :count], expected)
-                assert (stored[b, count:] == 0).all()
-            assert view.depth_keypoints[b, count:].isnan().all()
-            assert view.image_size[b].tolist() == [64, 48]
-            assert view.camera.f[b].tolist() == [60, 61] and view.camera.c[b].tolist() == [31, 25]
-        expected_pose = scene.views[ids[1]].T_w2c @ np.linalg.inv(scene.views[ids[0]].T_w2c)
-        np.testing.assert_allclose(batch.T_0to1.matrix[b], expected_pose, atol=2e-6)
+def config(batch_size: int = 4, *, prefetch: int = 2, threads: int = 4) -> DataConfig:
+    return DataConfig(batch_size=batch_size, prefetch_batches=prefetch, storage=StorageConfig(parallel_reads=threads))
 
 
-def test_dtypes(folder: Path) -> None:
-    batch = PairDataset(folder, "val", 20, 1).batch(np.array([[0, 0]]))
-    for view in (batch.view0, batch.view1):
-        tensors = (view.keypoints, view.descriptors, view.image_size, view.depth_keypoints, view.scales, view.camera.f)
-        assert {t.dtype for t in tensors if t is not None} == {torch.float32}
-        assert view.mask.dtype == torch.bool
-    assert batch.T_0to1.R.dtype == batch.overlap.dtype == torch.float32
+@contextmanager
+def streaming(
+    dataset: PairData, config: DataConfig, *, rank: int = 0, world_size: int = 1, start_pairs: int = 0, seed: int = 0
+) -> Iterator[Iterator[PairBatch]]:
+    with closing(stream_batches(dataset, config, seed, rank, world_size, start_pairs=start_pairs)) as batches:
+        yield batches
 
 
-def test_padded_to_the_longest_of_the_batch_and_no_more(folder: Path) -> None:
-    dataset = PairDataset(folder, "train", 20, 9)
-    batch = dataset.batch(all_indices(dataset))
-    for view in (batch.view0, batch.view1):
-        assert view.mask.any(dim=0).all()
-        assert len(set(view.mask.sum(dim=1).tolist())) > 2
+def names(
+    num_batches: int, dataset: PairData | None = None, batch_size: int = 4, **where: int
+) -> list[tuple[str, ...]]:
+    """(shard, pair, epoch) of the pairs of some batches."""
+    with streaming(dataset or Indices(), config(batch_size), **where) as batches:
+        return [name for batch in islice(batches, num_batches) for name in batch.names]
 
 
-def test_fewer_keypoints_are_the_strongest(folder: Path) -> None:
-    whole = PairDataset(folder, "train", 20, 9)
-    few = PairDataset(folder, "train", 7, 9)
-    indices = all_indices(whole)
-    a, b = whole.batch(indices).view0, few.batch(indices).view0
-    assert b.keypoints.shape[1] == 7
-    np.testing.assert_array_equal(b.keypoints, a.keypoints[:, :7])
-    np.testing.assert_array_equal(b.mask.sum(1), a.mask.sum(1).clamp(max=7))
+def own_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("read-pairs", "fetch-shards"))]
 
 
-def test_more_keypoints_than_stored_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"num_keypoints = 21.*at most 20.*max_num_keypoints=21"):
-        PairDataset(folder, "train", 21, 1)
-
-
-def test_images_without_keypoints_and_batches_without_pairs(tmp_path: Path) -> None:
-    export_features(FakeSource(), partial(FakeExtractor, 0), tmp_path, export_options())
-    dataset = PairDataset(tmp_path, "val", 20, 1)
-    batch = dataset.batch(all_indices(dataset))
-    assert batch.view0.keypoints.shape == (9, 0, 2) and batch.view1.descriptors.shape == (9, 0, DIM)
-    empty = dataset.batch(np.zeros((0, 2), dtype=np.int64))
-    assert len(empty) == 0
-    assert empty.view0.keypoints.shape == (0, 0, 2) and empty.T_0to1.matrix.shape == (0, 4, 4)
-
-
-def test_without_scale_and_orientation(tmp_path: Path) -> None:
-    export_features(FakeSource(), partial(FakeExtractor, scale_ori=False), tmp_path, export_options())
-    batch = PairDataset(tmp_path, "val", 20, 1).batch(np.array([[0, 0]]))
-    assert batch.view0.scales is None and batch.view0.oris is None
-
-
-def test_split_without_pairs(folder: Path) -> None:
-    dataset = PairDataset(folder, "test", 20, 1)
-    assert dataset.num_pairs == 0 and all_indices(dataset).shape == (0, 2)
-
-
-def test_thumbnails(folder: Path) -> None:
-    dataset = PairDataset(folder, "train", 20, 2)
-    indices = all_indices(dataset)[[0, -1]]
-    images = dataset.thumbnails(indices)
-    assert [image.shape for pair in images for image in pair] == [(48, 64)] * 4
-    assert not np.array_equal(images[0][0], images[0][1])
-
-
-def test_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    dataset = PairDataset(tmp_path, "val", 20, 1)
-    path = tmp_path / dataset.entries[0].file
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ShardError, match=rf"{path.name}: SHA-256 is .* prepare the features again"):
-        dataset.batch(np.array([[0, 0]]))
-
-
-def test_shards_are_read_late_verified_once_and_few_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, verified = [], []
-    monkeypatch.setattr(stream, "read_shard", lambda p, f=stream.read_shard: (read.append(p.name), f(p))[1])
-    monkeypatch.setattr(stream, "verify_shard", lambda p, e, f=stream.verify_shard: (verified.append(p.name), f(p, e)))
-    dataset = PairDataset(folder, "train", 20, open_shards=2)
-    assert read == []
-    names = [entry.file for entry in dataset.entries]
-    for shard in (0, 1, 0, 2, 0, 1):
-        dataset.batch(np.array([[shard, 0]]))
-        assert len(dataset._open) <= 2
-    assert read == [names[0], names[1], names[2], names[1]]
-    assert sorted(verified) == sorted(set(read))
-
-
-def same(a: PairBatch, b: PairBatch) -> bool:
-    return a.names == b.names and torch.equal(a.view0.descriptors, b.view0.descriptors)
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_stream_follows_the_order_and_resumes(folder: Path, prefetch: int) -> None:
-    dataset = PairDataset(folder, "train", 20, open_shards=2)
-    config = DataConfig(batch_size=5, open_shards=2, prefetch_batches=prefetch)
-    with closing(stream_batches(dataset, config, 0, 0, 1, start_pairs=0)) as batches:
-        whole = list(islice(batches, 8))
-    epoch = [name for batch in whole for name in batch.names][:18]
-    assert len(set(epoch)) == 18
-    with closing(stream_batches(dataset, config, 0, 0, 1, start_pairs=25)) as batches:
-        assert all(same(a, b) for a, b in zip(islice(batches, 3), whole[5:], strict=True))
+@pytest.mark.parametrize("threads", [1, 4])
+def test_stream_follows_the_order_and_resumes(prefetch: int, threads: int) -> None:
+    settings = config(5, prefetch=prefetch, threads=threads)
+    with streaming(Indices(), settings) as batches:
+        whole = list(islice(batches, 12))
+    seen = [name for batch in whole for name in batch.names]
+    for epoch in (0, 1):
+        assert len({name for name in seen if name[2] == str(epoch)}) == 25
+    assert [name[2] for name in seen] == sorted(name[2] for name in seen)
+    with streaming(Indices(), settings, start_pairs=25) as batches:
+        assert [batch.names for batch in islice(batches, 3)] == [batch.names for batch in whole[5:8]]
     for rank in range(2):
-        with closing(stream_batches(dataset, config, 0, rank, 2, start_pairs=0)) as batches:
-            for part, batch in zip(islice(batches, 8), whole, strict=True):
+        with streaming(Indices(), settings, rank=rank, world_size=2) as batches:
+            for part, batch in zip(islice(batches, 8), whole, strict=False):
                 assert part.names == batch.names[rank::2]
 
 
-def reader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("read-pairs")]
+def test_a_run_continued_with_another_number_of_workers_sees_the_same_pairs() -> None:
+    """One worker sees 7 batches, then two, then three: together what one alone sees, batch by batch."""
+    alone = names(16)
+    parts = [names(7)]
+    seen = 7 * 4
+    for world_size, num_batches in ((2, 4), (3, 5)):
+        ranks = [names(num_batches, rank=rank, world_size=world_size, start_pairs=seen) for rank in range(world_size)]
+        for number in range(num_batches):
+            expected = set(alone[seen : seen + 4])
+            share = [-(-(4 - rank) // world_size) for rank in range(world_size)]
+            now = [part[number * n : (number + 1) * n] for part, n in zip(ranks, share, strict=True)]
+            assert {name for part in now for name in part} == expected and sum(map(len, now)) == 4
+            seen += 4
+        parts += ranks
+    assert sorted(name for part in parts for name in part) == sorted(alone)
 
 
-def test_stream_reads_ahead_a_bounded_number_and_ends_its_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = PairDataset(folder, "train", 20, open_shards=2)
-    calls: list[int] = []
-    monkeypatch.setattr(dataset, "batch", lambda indices: calls.append(len(indices)) or len(calls))
-    batches = stream_batches(dataset, DataConfig(batch_size=4, prefetch_batches=2), 0, 0, 1, start_pairs=0)
-    assert reader_threads() == [] and calls == []
-    assert next(batches) == 1 and next(batches) == 2
-    batches.close()
-    assert len(calls) <= 4
-    assert reader_threads() == []
+def test_order_depends_on_the_seed_and_the_open_shards() -> None:
+    assert names(6) == names(6)
+    assert names(6) != names(6, seed=1)
+    assert names(6) != names(6, Indices(open_shards=4))
 
 
-def test_errors_reach_the_consumer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = PairDataset(folder, "train", 20, open_shards=2)
-    original, calls = dataset.batch, []
+def test_reads_ahead_a_bounded_number_of_batches() -> None:
+    dataset, calls = Indices(), list[int]()
+    dataset.on_batch = lambda indices: calls.append(len(indices))
+    with streaming(dataset, config(prefetch=2)) as batches:
+        assert own_threads() == [] and calls == []
+        next(batches), next(batches)
+        assert within(5, lambda: len(calls) == 4)
+        time.sleep(0.05)
+        assert len(calls) == 4
+    assert own_threads() == []
 
-    def third_fails(indices: np.ndarray) -> PairBatch:
+
+def test_first_uses() -> None:
+    entries = [[[3, 0, 0], [1, 0, 0]], [[3, 1, 0], [3, 2, 0]], [[2, 0, 0], [1, 0, 1]], [[1, 1, 1], [3, 0, 1]]]
+    assert list(first_uses(map(np.array, entries))) == [(0, 3), (0, 1), (2, 2), (2, 1), (3, 3)]
+
+
+@pytest.mark.parametrize(("sizes", "open_shards"), [((7, 5, 9, 4), 2), ((6,), 3), ((1,) * 40, 2), ((30, 1, 0, 1), 1)])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_shard_is_fetched_before_its_first_use_in_each_epoch(
+    sizes: tuple[int, ...], open_shards: int, world_size: int
+) -> None:
+    dataset, uses = Indices(sizes, open_shards), set[tuple[int, int]]()
+    dataset.on_fetch = lambda shard: time.sleep(0.001 * (shard % 3))
+
+    def fetched_for_this_epoch(indices: np.ndarray) -> None:
+        uses.update((shard, epoch) for shard, _, epoch in indices.tolist())
+        for shard in set(indices[:, 0].tolist()):
+            assert dataset.log.count(("fetched", shard)) >= sum(used == shard for used, _ in uses)
+
+    dataset.on_batch = fetched_for_this_epoch
+    names(30, dataset, world_size=world_size)
+    assert max(epoch for _, epoch in uses) >= 1
+
+
+def test_fetches_in_the_order_of_first_use_and_across_epochs() -> None:
+    dataset = Indices((4,) * 12, open_shards=3)
+    with streaming(dataset, config(4, threads=1)) as batches:
+        seen = [name for batch in islice(batches, 36) for name in batch.names]
+    needed = [int(shard) for _, shard in dict.fromkeys((epoch, shard) for shard, _, epoch in seen)]
+    assert len(needed) == 3 * 12
+    assert [shard for event, shard in dataset.log if event == "fetch"][:36] == needed
+
+
+def test_fetches_ahead_a_bounded_number_of_shards() -> None:
+    """Before the first batch is read, its shards and others up to `open_shards` are fetched; no more until it is."""
+    dataset, go_on = Indices((10,) * 50, open_shards=6), threading.Event()
+    dataset.on_batch = lambda indices: cast(None, go_on.wait(10))
+
+    def count() -> int:
+        return sum(event == "fetched" for event, _ in dataset.log)
+
+    with streaming(dataset, config(prefetch=1)) as batches:
+        consumer = threading.Thread(target=lambda: next(batches))
+        consumer.start()
+        assert within(5, lambda: count() == 6)
+        time.sleep(0.05)
+        assert count() == 6
+        go_on.set()
+        consumer.join()
+        for _ in range(20):
+            next(batches)
+            used = {shard for event, shard in dataset.log if event == "use"}
+            fetched = {shard for event, shard in dataset.log if event == "fetch"}
+            assert len(fetched - used) <= 6
+
+
+def test_fetching_ahead_hides_the_wait() -> None:
+    """12 shards that take 50 ms each arrive by 4 threads while others are used: sooner than by one."""
+
+    def seconds(threads: int) -> float:
+        dataset = Indices((4,) * 12, open_shards=4)
+        dataset.on_fetch = lambda shard: time.sleep(0.05)
+        start = time.monotonic()
+        with streaming(dataset, config(4, threads=threads)) as batches:
+            list(islice(batches, 12))
+        return time.monotonic() - start
+
+    assert seconds(4) < 0.7 * seconds(1)
+
+
+@pytest.mark.parametrize("error", [ShardError("lost"), EnvironmentUnfitError("unreachable")])
+def test_errors_of_reading_reach_the_consumer_where_they_are_due(error: Exception) -> None:
+    dataset = Indices()
+    calls = list[int]()
+
+    def third_fails(indices: np.ndarray) -> None:
         calls.append(1)
         if len(calls) == 3:
-            raise ShardError("lost")
-        return original(indices)
+            raise error
 
-    monkeypatch.setattr(dataset, "batch", third_fails)
-    batches = stream_batches(dataset, DataConfig(batch_size=4), 0, 0, 1, start_pairs=0)
-    next(batches), next(batches)
-    with pytest.raises(ShardError, match="lost"):
-        next(batches)
-    assert reader_threads() == []
-
-
-def test_several_threads_may_read(folder: Path) -> None:
-    dataset = PairDataset(folder, "train", 20, open_shards=1)
-    indices = all_indices(dataset)
-    expected = dataset.batch(indices)
-    results: list[PairBatch] = []
-    threads = [threading.Thread(target=lambda: results.append(dataset.batch(indices))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4 and all(same(result, expected) for result in results)
+    dataset.on_batch = third_fails
+    with streaming(dataset, config()) as batches:
+        next(batches), next(batches)
+        with pytest.raises(type(error), match=str(error)):
+            next(batches)
+        assert own_threads() == []
 
 
-def test_evaluation_indices_are_spread(folder: Path) -> None:
-    dataset = PairDataset(folder, "train", 20, open_shards=1)
-    whole = all_indices(dataset).tolist()
+def test_errors_of_fetching_reach_the_consumer_where_they_are_due() -> None:
+    """Shards used late fail at once, but the batches before them come."""
+    plain = names(25, Indices((4,) * 25, open_shards=2))
+    lost = int(plain[40][0])
+    due = next(k for k in range(25) if any(int(name[0]) == lost for name in plain[4 * k : 4 * k + 4]))
+    assert due > 3
+    dataset = Indices((4,) * 25, open_shards=2)
+
+    def fails(shard: int) -> None:
+        if shard == lost:
+            raise ShardError(f"shard {shard} is lost")
+
+    dataset.on_fetch = fails
+    with streaming(dataset, config()) as batches:
+        assert [name for batch in islice(batches, due) for name in batch.names] == plain[: 4 * due]
+        with pytest.raises(ShardError, match=f"shard {lost} is lost"):
+            next(batches)
+        assert own_threads() == []
+
+
+def test_closing_ends_all_threads_while_they_fetch() -> None:
+    """What runs is waited for (0.3 s), the 7 fetches that have not begun are cancelled."""
+    dataset = Indices((4,) * 50, open_shards=8)
+    dataset.on_fetch = lambda shard: time.sleep(0.3)
+    batches = stream_batches(dataset, config(1, threads=1), 0, 0, 1, start_pairs=0)
+    next(batches)
+    assert len(own_threads()) == 2
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 1.2
+    assert own_threads() == []
+
+
+def test_closing_does_not_wait_for_a_storage_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "CLOSING_S", 0.1)
+    dataset, go_on = Indices((4,) * 50, open_shards=8), threading.Event()
+    first = {int(name[0]) for name in names(1, Indices((4,) * 50, open_shards=8))}
+    dataset.on_fetch = lambda shard: None if shard in first else cast(None, go_on.wait(20))
+    batches = stream_batches(dataset, config(), 0, 0, 1, start_pairs=0)
+    next(batches)
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 2
+    assert own_threads() != []
+    go_on.set()
+    assert within(5, lambda: own_threads() == [])
+
+
+def test_many_streams_leave_no_thread() -> None:
+    before = threading.active_count()
+    for k in range(20):
+        names(k % 3, Indices((3,) * 10))
+    assert threading.active_count() == before
+
+
+def test_a_stream_of_one_pair() -> None:
+    assert names(3, Indices((0, 1, 0), open_shards=1), batch_size=2) == [("1", "0", str(e)) for e in range(6)]
+
+
+def test_evaluation_indices_are_spread() -> None:
+    dataset = Indices((7, 0, 5, 6))
+    whole = evaluation_indices(dataset, None).tolist()
     assert len(whole) == 18 and whole == sorted(whole)
     some = evaluation_indices(dataset, 6).tolist()
     assert [whole.index(entry) for entry in some] == [0, 3, 6, 9, 12, 15]
     assert evaluation_indices(dataset, 100).tolist() == whole
-
-
-def test_relative_pose_is_exact_far_from_the_origin() -> None:
-    rng = np.random.default_rng(0)
-    rotations = np.linalg.qr(rng.normal(size=(2, 3, 3)))[0]
-    rotations *= np.linalg.det(rotations)[:, None, None]
-    centres = 1e6 + rng.normal(size=(2, 3))
-    T = np.tile(np.eye(4), (2, 1, 1))
-    T[:, :3, :3], T[:, :3, 3] = rotations, -np.einsum("bij,bj->bi", rotations, centres)
-    exact = rotations[1] @ (centres[0] - centres[1])
-    pose = Pose.from_matrix(torch.from_numpy(relative_pose(T[:1], T[1:]).astype(np.float32)))
-    np.testing.assert_allclose(pose.t[0], exact, atol=1e-6)
-    np.testing.assert_allclose(pose.R[0], rotations[1] @ rotations[0].T, atol=1e-6)
-
-
-def test_extractor_settings_without_a_limit_are_accepted(tmp_path: Path) -> None:
-    options = export_options()
-    options = replace(options, extractor=replace(options.extractor, settings={}))
-    export_features(FakeSource(), FakeExtractor, tmp_path, options)
-    assert PairDataset(tmp_path, "val", 4096, 1).num_pairs == 9
+    assert evaluation_indices(cast(PairData, Indices(())), None).shape == (0, 2)

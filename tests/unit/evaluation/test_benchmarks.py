@@ -13,9 +13,11 @@ import torch
 from raylg.batch import Matches, PairBatch, View
 from raylg.errors import ConfigError
 from raylg.evaluation import benchmarks as module
-from raylg.evaluation.benchmarks import PairScores, concatenate, protocol_hash, score_pairs
+from raylg.evaluation.benchmarks import check_pixels, protocol_hash, score_pairs
 from raylg.evaluation.config import EvaluationConfig
+from raylg.evaluation.pair_scores import PairScores, concatenate
 from raylg.geometry.camera import Camera, Pose
+from raylg.geometry.homography import warp_points
 from raylg.models.config import LightGlueConfig
 
 PARAMS = np.array([500.0, 500, 320, 240])
@@ -63,6 +65,56 @@ class FakeDataset:
         return PairBatch(view0=view(0), view1=view(1), T_0to1=Pose(R, t), overlap=overlap, names=names)
 
 
+class HomographyDataset(FakeDataset):
+    """Pairs of exact correspondences under a homography."""
+
+    def homography(self, index: tuple[int, int]) -> np.ndarray:
+        rng = np.random.default_rng(index)
+        return np.eye(3) + rng.normal(size=(3, 3)) * [[0.1, 0.1, 20], [0.1, 0.1, 20], [1e-4, 1e-4, 0]]
+
+    def batch(self, indices: np.ndarray) -> PairBatch:
+        """Pairs at (shard, pair); nothing is known but the homography."""
+        batch = super().batch(indices)
+        H = torch.from_numpy(np.stack([self.homography((int(s), int(p))) for s, p in indices])).float()
+        unknown = Camera.from_params(torch.full((len(indices), 4), torch.nan))
+        warped = warp_points(batch.view0.keypoints, H)
+        return replace(
+            batch,
+            view0=replace(batch.view0, camera=unknown),
+            view1=replace(batch.view1, camera=unknown, keypoints=warped),
+            T_0to1=Pose(torch.full((len(indices), 3, 3), torch.nan), torch.full((len(indices), 3), torch.nan)),
+            H_0to1=H,
+        )
+
+
+class Resized:
+    """Another data set after its images were resized: view 0 by 1/2 in both axes, view 1 by 1/3 and 1/4."""
+
+    factors = (torch.tensor([2.0, 2.0]), torch.tensor([3.0, 4.0]))
+
+    def __init__(self, dataset: FakeDataset) -> None:
+        self.dataset = dataset
+
+    def batch(self, indices: np.ndarray) -> PairBatch:
+        """Pairs at (shard, pair)."""
+        batch = self.dataset.batch(indices)
+        views = [
+            replace(
+                view,
+                keypoints=view.keypoints / factor,
+                image_size=view.image_size / factor,
+                original_size=view.image_size,
+                camera=view.camera.scaled(1 / factor),
+            )
+            for view, factor in zip((batch.view0, batch.view1), self.factors, strict=True)
+        ]
+        H = batch.H_0to1
+        if H is not None:
+            S0, S1 = (torch.diag(torch.cat([factor, torch.ones(1)])) for factor in self.factors)
+            H = torch.linalg.inv(S1) @ H @ S0
+        return replace(batch, view0=views[0], view1=views[1], H_0to1=H)
+
+
 class Identity:
     """Matches keypoint k to keypoint k, the first `num` of them; the rest not at all."""
 
@@ -90,8 +142,13 @@ class Shifted(Identity):
         return replace(matches, matches0=torch.where(matches.matches0 >= 0, (matches.matches0 + 1) % self.num, -1))
 
 
-def score(matcher: Identity, config: EvaluationConfig = CONFIG, indices: np.ndarray = INDICES) -> PairScores:
-    return score_pairs(matcher, FakeDataset(), config, device="cpu", indices=indices)  # type: ignore[arg-type]
+def score(
+    matcher: Identity,
+    config: EvaluationConfig = CONFIG,
+    indices: np.ndarray = INDICES,
+    dataset: FakeDataset | Resized | None = None,
+) -> PairScores:
+    return score_pairs(matcher, dataset or FakeDataset(), config, device="cpu", indices=indices)  # type: ignore[arg-type]
 
 
 def assert_same(a: PairScores, b: PairScores) -> None:
@@ -128,6 +185,72 @@ def test_metrics(exact: PairScores) -> None:
     assert metrics["val/num_matches"] == 40
     assert metrics["val/num_inliers"] == 40
     assert metrics["val/failures"] == 0
+
+
+def test_homographies_are_scored_at_their_corners() -> None:
+    exact = score(Identity(40), dataset=HomographyDataset())
+    assert (exact.kind, len(exact)) == ("homography", 8)
+    assert exact.corner_error.max() < 0.01
+    np.testing.assert_array_equal(exact.error, exact.corner_error)
+    assert np.isnan([exact.rotation_error, exact.translation_error]).all()
+    assert (exact.precision == 1).all()
+    assert (exact.num_inliers == 40).all()
+    metrics = exact.metrics("val")
+    assert metrics["val/corner_auc@1"] == pytest.approx(1, abs=0.01)
+    assert metrics["val/mean_auc"] == pytest.approx(np.mean([metrics[f"val/corner_auc@{t}"] for t in (1, 3, 5)]))
+    assert metrics["val/corner_mean_score@5"] == pytest.approx(1 - exact.corner_error.mean() / 5)
+    assert metrics["val/precision@3px"] == 1
+    assert not [key for key in metrics if key.startswith("val/auc")]
+    wrong = score(Shifted(40), dataset=HomographyDataset())
+    assert wrong.precision.mean() < 0.2
+    assert wrong.metrics("val")["val/corner_auc@5"] < 0.1
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_homographies_with_too_few_matches_are_failures_that_count(num: int) -> None:
+    few = score(Identity(num), dataset=HomographyDataset())
+    assert np.isinf(few.corner_error).all()
+    assert few.metrics("val")["val/failures"] == 8
+    assert few.metrics("val")["val/mean_auc"] == 0
+
+
+@pytest.mark.parametrize("dataset", [FakeDataset(), HomographyDataset()], ids=["pose", "homography"])
+def test_original_pixels_give_the_scores_of_the_images_before_they_were_resized(dataset: FakeDataset) -> None:
+    class Noisy(FakeDataset):
+        def batch(self, indices: np.ndarray) -> PairBatch:
+            batch = dataset.batch(indices)
+            noise = torch.from_numpy(np.random.default_rng(indices.tolist()[0]).normal(size=(40, 2))).float()
+            keypoints = batch.view1.keypoints.clone()
+            keypoints[:, :40] += 2 * noise
+            return replace(batch, view1=replace(batch.view1, keypoints=keypoints))
+
+    one = replace(CONFIG, batch_size=1)
+    truth = score(Identity(40), one, dataset=Noisy())
+    original = score(Identity(40), replace(one, pixels="original"), dataset=Resized(Noisy()))
+    np.testing.assert_allclose(original.error, truth.error, rtol=1e-2)
+    np.testing.assert_array_equal(original.num_inliers, truth.num_inliers)
+    np.testing.assert_array_equal(original.precision, truth.precision)
+    resized = score(Identity(40), one, dataset=Resized(Noisy()))  # where the thresholds are worth more pixels
+    assert resized.num_inliers.mean() > truth.num_inliers.mean() + 3
+    assert resized.precision.mean() > truth.precision.mean() + 0.1
+
+
+def test_original_pixels_need_the_original_sizes() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.pixels = 'original'.*prepare them again"):
+        score(Identity(40), replace(CONFIG, pixels="original"))
+
+
+def test_original_sizes_are_looked_for_before_time_is_spent() -> None:
+    class Sized(FakeDataset):
+        num_pairs, shard_sizes = 8, (0, 8)
+
+    unknown, known = Sized(), Resized(Sized())
+    known.num_pairs, known.shard_sizes = 8, (0, 8)  # type: ignore[attr-defined]
+    original = replace(CONFIG, pixels="original")
+    check_pixels(unknown, CONFIG)  # type: ignore[arg-type]
+    check_pixels(known, original)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="original"):
+        check_pixels(unknown, original)  # type: ignore[arg-type]
 
 
 def test_wrong_matches_have_no_precision() -> None:
@@ -170,24 +293,6 @@ def test_no_pairs() -> None:
     assert len(none) == 0
     with pytest.raises(ConfigError, match="val: no pair was scored"):
         none.metrics("val")
-
-
-def test_save_and_load(exact: PairScores, tmp_path: Path) -> None:
-    path = tmp_path / "pairs.npz"
-    exact.save(path)
-    assert_same(PairScores.load(path), exact)
-    assert [file.name for file in tmp_path.iterdir()] == ["pairs.npz"]
-    none = score(Identity(40), indices=np.zeros((0, 2), dtype=np.int64))
-    none.save(path)
-    assert_same(PairScores.load(path), none)
-
-
-def test_load_names_what_it_cannot_read(tmp_path: Path) -> None:
-    (tmp_path / "text.npz").write_text("not an archive")
-    np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    for name in ("missing.npz", "text.npz", "other.npz"):
-        with pytest.raises(ConfigError, match=name):
-            PairScores.load(tmp_path / name)
 
 
 def test_an_error_of_the_estimator_stops_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +345,7 @@ def test_protocol_hash_changes_with_everything_that_changes_a_score() -> None:
         hashed(replace(CONFIG, ransac_max_iterations=501)),
         hashed(replace(CONFIG, ransac_seed=1)),
         hashed(replace(CONFIG, precision_threshold=1.0)),
+        hashed(replace(CONFIG, pixels="original")),
     ]
     assert len(set(hashes)) == len(hashes)
     assert all(len(value) == 12 and int(value, 16) >= 0 for value in hashes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raylg.errors import ConfigError
-from raylg.evaluation.benchmarks import PairScores
+from raylg.evaluation.pair_scores import PairScores
 from raylg.evaluation.statistics import PairedDifference, paired_difference
 
 THRESHOLD = 10.0
@@ -18,12 +18,14 @@ def make_scores(values: np.ndarray, images: np.ndarray, scenes: np.ndarray | Non
     errors = (1 - values) * THRESHOLD
     counts = np.zeros(number, dtype=np.int64)
     return PairScores(
+        kind="pose",
         indices=np.stack([counts, np.arange(number)], axis=1),
         scenes=np.array(["scene"] * number, dtype=np.str_) if scenes is None else scenes,
         names0=images[:, 0].astype(np.str_),
         names1=images[:, 1].astype(np.str_),
         rotation_error=errors,
         translation_error=errors,
+        corner_error=np.full(number, np.nan),
         num_matches=counts,
         num_inliers=counts,
         num_keypoints0=counts,

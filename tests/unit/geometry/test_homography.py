@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from raylg.geometry.homography import warp_points
+from raylg.geometry.homography import symmetric_reprojection_error, warp_points
 
 
 def test_points_go_where_opencv_puts_them() -> None:
@@ -26,3 +26,11 @@ def test_round_trip_of_a_batch() -> None:
 
 def test_no_points() -> None:
     assert warp_points(torch.zeros(2, 0, 2), torch.eye(3).expand(2, 3, 3)).shape == (2, 0, 2)
+
+
+def test_reprojection_error_is_the_mean_of_both_directions() -> None:
+    H = torch.diag(torch.tensor([2.0, 2, 1], dtype=torch.float64))
+    points0 = torch.tensor([[10.0, 10], [3, 4]], dtype=torch.float64)
+    points1 = torch.tensor([[20.0, 20], [6, 12]], dtype=torch.float64)  # the second is 4 px off there, 2 px here
+    assert symmetric_reprojection_error(points0, points1, H).tolist() == [0, 3]
+    assert symmetric_reprojection_error(points0[:0], points1[:0], H).shape == (0,)

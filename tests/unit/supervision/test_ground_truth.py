@@ -261,3 +261,19 @@ def test_homography_labels_ignore_padding() -> None:
     labels = ground_truth_from_homography(batch.view0, batch.view1, H, CONFIG)
     assert labels.gt_matches0[0].tolist() == alone.gt_matches0[0].tolist() + [IGNORE] * 10
     assert labels.gt_matches1[0].tolist() == alone.gt_matches1[0].tolist() + [IGNORE] * 16
+
+
+def test_a_batch_with_homographies_is_labelled_by_them() -> None:
+    pair = make_pair(3)
+    H = torch.tensor([[[1.02, 0.01, 3.0], [0.0, 0.98, -4.0], [1e-5, 0.0, 1.0]]])
+    unknown = Camera.from_params(torch.full((1, 4), torch.nan))
+    views = [
+        replace(view, camera=unknown, depth_keypoints=torch.full_like(view.depth_keypoints, torch.nan))
+        for view in (pair.view0, pair.view1)
+    ]
+    nothing = Pose(torch.full((1, 3, 3), torch.nan), torch.full((1, 3), torch.nan))
+    labels = ground_truth_matches(replace(pair, view0=views[0], view1=views[1], T_0to1=nothing, H_0to1=H), CONFIG)
+    expected = ground_truth_from_homography(pair.view0, pair.view1, H, CONFIG)
+    assert torch.equal(labels.gt_matches0, expected.gt_matches0)
+    assert torch.equal(labels.gt_matches1, expected.gt_matches1)
+    assert (labels.gt_matches0 >= 0).any()

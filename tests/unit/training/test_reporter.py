@@ -97,6 +97,13 @@ def test_console_line_has_progress_scores_and_time_left():
     ]
 
 
+def test_console_line_has_the_scores_of_homographies_and_benchmarks():
+    lines = []
+    scores = {"val/corner_auc@1": 0.1, "val/corner_auc@3": 0.5, "val/mean_auc": 0.3, "megadepth1500/auc@5": 0.25}
+    ConsoleReporter(lines.append).report(record(500, **scores), None)
+    assert lines == ["500 pairs, corner AUC@1 10.0, @3 50.0, megadepth1500 AUC@5 25.0"]
+
+
 @pytest.mark.parametrize("num_pairs", [None, 100])
 def test_console_line_without_budget_or_at_its_end_has_no_time_left(num_pairs):
     lines = []

@@ -18,7 +18,7 @@ def test_verdicts_are_those_of_the_labels():
 
 @pytest.mark.parametrize(("label", "colour"), [(0, CORRECT), (-1, WRONG), (-2, IGNORED)])
 def test_line_between_the_matched_points_has_the_colour_of_its_verdict(label, colour):
-    image = match_figure(side([[50, 30]]), side([[51, 31]]), np.array([0]), np.array([label]), 1.0)
+    image = match_figure(side([[50, 30]]), side([[51, 31]]), np.array([0]), np.array([label]), "")
     assert image.shape == (TITLE_HEIGHT + 30, 50 + GAP + 50, 3)
     assert image.dtype == np.uint8
     for x in (25, 50 + GAP + 25, 52):  # (50, 30) in the full image is (25, 15) in the thumbnail; 52 lies in the gap
@@ -27,12 +27,17 @@ def test_line_between_the_matched_points_has_the_colour_of_its_verdict(label, co
 
 
 def test_unmatched_keypoints_draw_no_line_and_images_may_have_none():
-    empty = match_figure(side([]), side([]), np.zeros(0, int), np.zeros(0, int), float("inf"))
+    empty = match_figure(side([]), side([]), np.zeros(0, int), np.zeros(0, int), "no pose")
     assert (empty[TITLE_HEIGHT:, :50] == 40).all()
-    unmatched = match_figure(side([[20, 30]]), side([[20, 30]]), np.array([-1]), np.array([0]), float("inf"))
+    unmatched = match_figure(side([[20, 30]]), side([[20, 30]]), np.array([-1]), np.array([0]), "no pose")
     assert (unmatched[TITLE_HEIGHT:, 50 : 50 + GAP] == 0).all()
     assert (unmatched[TITLE_HEIGHT:] != empty[TITLE_HEIGHT:]).any()
 
 
 def test_title_is_drawn():
-    assert match_figure(side([]), side([]), np.zeros(0, int), np.zeros(0, int), 2.5)[:TITLE_HEIGHT].any()
+    images = [
+        match_figure(side([], 800), side([], 800), np.zeros(0, int), np.zeros(0, int), error)
+        for error in ("pose error 2.5 deg", "corner error 1.0 px")
+    ]
+    assert all(image[:TITLE_HEIGHT].any() for image in images)
+    assert (images[0] != images[1]).any()

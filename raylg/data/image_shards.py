@@ -1,0 +1,125 @@
+"""A shard of photographs: JPEG files for homography training, in one HDF5 file that h5py alone reads.
+
+`images` u8 (the JPEG files, one after the other), `offsets` [I + 1] i64: photograph i is
+images[offsets[i]:offsets[i + 1]], `image_size` [I, 2] i32 (width, height), `names` [I] UTF-8; attributes: format,
+content (`images`), scene, split. One photograph counts as one pair per epoch.
+
+The orientation tag of a camera is honoured: detectors expect upright images, and there is no camera model that refers
+to the pixels as stored.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import cv2
+import h5py
+import numpy as np
+
+from raylg.data.manifest import FORMAT
+from raylg.data.scene import Split
+from raylg.errors import ShardError
+
+CONTENT = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageShard:
+    """Photographs as a shard holds them."""
+
+    images: np.ndarray
+    """uint8 [bytes], JPEG files one after the other."""
+    offsets: np.ndarray
+    """int64 [I + 1]."""
+    image_size: np.ndarray
+    """int32 [I, 2], (width, height), upright."""
+    names: tuple[str, ...]
+    """Paths in the folder that they come from."""
+    scene: str
+    split: Split
+
+    def decode(self, index: int, where: str) -> np.ndarray:
+        """A photograph, uint8 [H, W, 3] RGB.
+
+        Raises:
+            ShardError: it is not what the shard says; the message starts with `where`.
+        """
+        image = decode_photograph(self.images[self.offsets[index] : self.offsets[index + 1]])
+        expected = tuple(self.image_size[index].tolist())
+        if image is None or image.shape[1::-1] != expected:
+            found = "cannot be decoded" if image is None else f"has {image.shape[1::-1]} pixels, expected {expected}"
+            raise ShardError(f"{where}: {self.names[index]} {found}; prepare the photographs again")
+        return image
+
+    def check(self, where: str) -> None:
+        """Verify that the arrays fit each other.
+
+        Raises:
+            ShardError: they do not; the message starts with `where`.
+        """
+        count = len(self.names)
+        shapes = {"images": (np.uint8, self.images.shape), "offsets": (np.int64, (count + 1,))}
+        expected = shapes | {"image_size": (np.int32, (count, 2))}
+        for name, (dtype, shape) in expected.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                raise ShardError(f"{where}: {name} is {array.dtype.name} {list(array.shape)}, expected {list(shape)}")
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (np.diff(self.offsets) < 0).any():
+            raise ShardError(f"{where}: offsets must rise from 0 to the number of bytes {len(self.images)}")
+
+
+def image_shard_bytes(shard: ImageShard) -> bytes:
+    """The HDF5 file of a shard; the same shard always gives the same bytes.
+
+    Raises:
+        ShardError: the arrays of `shard` do not fit each other.
+    """
+    shard.check(f"shard of {shard.scene!r}")
+    target = io.BytesIO()
+    with h5py.File(target, "w") as file:
+        file.attrs.update(format=FORMAT, content=CONTENT, scene=shard.scene, split=shard.split)
+        for name in ("images", "offsets", "image_size"):
+            file.create_dataset(name, data=getattr(shard, name))
+        file.create_dataset("names", data=list(shard.names), dtype=h5py.string_dtype(), shape=(len(shard.names),))
+    return target.getvalue()
+
+
+def read_image_shard(source: Path | bytes, where: str) -> ImageShard:
+    """Read a whole shard into memory; photographs stay encoded.
+
+    Args:
+        source: a file, or its content.
+        where: for messages.
+
+    Raises:
+        ShardError: missing, truncated, not of photographs, or of another format.
+    """
+    try:
+        with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as file:
+            found = (file.attrs.get("format"), file.attrs.get("content"))
+            if found != (FORMAT, CONTENT):
+                raise ValueError(f"format and content {found}, but this version reads {(FORMAT, CONTENT)}")
+            if file.attrs["split"] not in get_args(Split):
+                raise ValueError(f"split {file.attrs['split']!r}")
+            arrays: dict[str, Any] = {name: file[name][()] for name in ("images", "offsets", "image_size")}
+            names = tuple(name.decode() for name in file["names"][()])
+            scene, split = str(file.attrs["scene"]), cast(Split, file.attrs["split"])
+    except FileNotFoundError as error:
+        raise ShardError(f"{where}: no such shard; prepare the photographs again") from error
+    except (OSError, KeyError, ValueError, TypeError) as error:  # what h5py raises on files cut or overwritten
+        raise ShardError(f"{where}: cannot be read as a shard of photographs ({error}); prepare them again") from error
+    shard = ImageShard(names=names, scene=scene, split=split, **arrays)
+    shard.check(where)
+    return shard
+
+
+def decode_photograph(data: bytes | np.ndarray) -> np.ndarray | None:
+    """Upright pixels, uint8 [H, W, 3] RGB, of an encoded photograph; None where it cannot be decoded."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) if len(data) else None
+    except cv2.error:  # more pixels than OpenCV takes
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,165 @@
+"""The only way shards are read: verified, from a folder, or from object storage through the machine's cache."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+from raylg.data.cache import ShardCache
+from raylg.data.config import DataConfig
+from raylg.data.manifest import Manifest, ShardEntry, read_manifest
+from raylg.data.shard import Shard, read_shard, verify_shard
+from raylg.data.storage import Storage
+from raylg.errors import RaylgError, ShardError
+
+logger = logging.getLogger(__name__)
+
+DOWNLOADS = 3
+"""Times a shard is downloaded before its content counts as wrong in the bucket, too."""
+
+
+class ShardReader:
+    """Reads the shards of one data set. May be used from several threads.
+
+    Attributes:
+        storage: where they are.
+        manifest: of the data set.
+        cache: None where nothing is kept.
+    """
+
+    def __init__(self, storage: Storage, manifest: Manifest, cache: ShardCache | None) -> None:
+        """The cache serves storage that is not local."""
+        self.storage, self.manifest, self.cache = storage, manifest, cache
+        self._verified: set[str] = set()
+        """SHA-256 of files that were found right."""
+        self._ahead: dict[str, Future[bytes]] = {}
+        """Downloads that nobody has taken, oldest first."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, location: str | Path, config: DataConfig) -> ShardReader:
+        """Read the manifest of a folder or s3:// URL.
+
+        Raises:
+            ConfigError: the location cannot be one.
+            ShardError: no manifest, or one of another format.
+            EnvironmentUnfitError: the storage refuses or does not answer.
+        """
+        storage = Storage(location, config.storage)
+        cache = None
+        if storage.local is None and config.storage.cache_gb > 0:
+            folder = Path(config.cache_dir).expanduser() / "shards"
+            cache = ShardCache(folder, int(config.storage.cache_gb * 1e9), config.storage.deadline_s)
+        return cls(storage, read_manifest(storage), cache)
+
+    def read(self, entry: ShardEntry) -> Shard:
+        """A shard of features.
+
+        Raises:
+            ShardError: missing or damaged.
+            EnvironmentUnfitError: the storage refuses or does not answer.
+        """
+        return read_shard(self.content(entry), self.storage.describe(entry.file))
+
+    def content(self, entry: ShardEntry) -> Path | bytes:
+        """The verified file of a shard in a local folder, otherwise its verified content; errors as of `read`."""
+        if self.storage.local is not None:
+            path = self.storage.local / entry.file
+            if entry.sha256 not in self._verified:
+                verify_shard(path, entry)
+                self._verified.add(entry.sha256)
+            return path
+        if self.cache is not None:
+            data = self._kept(self.cache, entry)
+            if data is not None:
+                return data
+        data = self._once(entry)
+        self._take(entry)
+        return data
+
+    def fetch(self, entry: ShardEntry) -> None:
+        """Bring a shard here ahead of need, into memory where it cannot be kept on disk; errors as of `read`.
+
+        Nothing to do for a local folder. In memory are at most twice `data.storage.parallel_reads` shards.
+        """
+        if self.storage.local is not None:
+            return
+        if self.cache is not None and self.cache.get(entry, lambda: self._once(entry)) is not None:
+            self._take(entry)
+        else:
+            self._once(entry)
+
+    def _kept(self, cache: ShardCache, entry: ShardEntry) -> bytes | None:
+        """Content from the cache, downloaded if need be; None where it cannot be kept."""
+        for _ in range(DOWNLOADS):
+            path = cache.get(entry, lambda: self._once(entry))
+            if path is None:
+                return None
+            data = self._take(entry)
+            if data is not None:
+                return data
+            try:
+                data = path.read_bytes()
+            except OSError:  # another process needed the room, or the disk fails
+                continue
+            if entry.sha256 in self._verified and len(data) == entry.bytes:
+                return data
+            try:
+                verify_shard(data, entry, str(path))
+            except ShardError as error:
+                logger.warning("%s; it is downloaded again", str(error).partition(";")[0])
+                cache.drop(entry)
+            else:
+                self._verified.add(entry.sha256)
+                return data
+        return None
+
+    def _once(self, entry: ShardEntry) -> bytes:
+        """Download, unless another thread does or has; the result is held until somebody takes it."""
+        with self._lock:
+            download = self._ahead.get(entry.sha256)
+            is_mine = download is None
+            if download is None:
+                download = self._ahead[entry.sha256] = Future()
+                finished = [key for key, other in self._ahead.items() if other.done()]
+                for key in finished[: max(len(self._ahead) - 2 * self.storage.config.parallel_reads, 0)]:
+                    del self._ahead[key]
+        if is_mine:
+            try:
+                download.set_result(self._download(entry))
+            except RaylgError as error:
+                download.set_exception(error)
+            finally:
+                if not download.done():  # interrupted
+                    download.cancel()
+                if download.cancelled() or download.exception():
+                    self._take(entry)
+        return download.result()
+
+    def _take(self, entry: ShardEntry) -> bytes | None:
+        """Content that is held in memory; it is forgotten."""
+        with self._lock:
+            download = self._ahead.pop(entry.sha256, None)
+        held = download is not None and download.done() and not download.cancelled() and not download.exception()
+        return download.result() if download is not None and held else None
+
+    def _download(self, entry: ShardEntry) -> bytes:
+        """Content from the storage, verified.
+
+        Raises:
+            ShardError: missing there, or damaged each time.
+        """
+        where = self.storage.describe(entry.file)
+        for attempt in range(1, DOWNLOADS + 1):
+            data = self.storage.read(entry.file, entry.bytes)
+            try:
+                verify_shard(data, entry, where)
+            except ShardError as error:
+                if attempt == DOWNLOADS:
+                    raise
+                logger.warning("%s; it is read again", str(error).partition(";")[0])
+            else:
+                break
+        return data

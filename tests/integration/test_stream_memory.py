@@ -1,0 +1,105 @@
+"""A large data set is read with the memory of a small one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raylg.data.config import DataConfig
+from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, SplitCounts, write_manifest
+from raylg.data.shard import Shard, write_shard
+from raylg.data.storage import Storage
+
+IMAGES_PER_SHARD, KEYPOINTS, DIM = 64, 256, 128
+PAIRS = np.array([[i, (i + d) % 64] for i in range(IMAGES_PER_SHARD) for d in (1, 2)], dtype=np.int32)
+SHARD_MB = IMAGES_PER_SHARD * KEYPOINTS * (2 * DIM + 4 * 4) / 1e6
+BATCH_MB = 2 * 32 * KEYPOINTS * (4 * DIM + 4 * 3) / 1e6
+CONFIG = DataConfig(batch_size=32, open_shards=4, prefetch_batches=2)
+
+EPOCH = """
+import itertools, json, sys, threading
+from contextlib import closing
+from pathlib import Path
+import torch
+from raylg.data.config import DataConfig
+from raylg.data.dataset import PairDataset
+from raylg.data.stream import stream_batches
+from tests.unit.data.buckets import open_bucket, open_folder
+
+folder, kind, cache = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+config = DataConfig(batch_size=32, open_shards=4, prefetch_batches=2)
+torch.set_num_threads(1)
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(key))
+
+reader = open_folder(folder) if kind == "folder" else open_bucket(folder, cache if kind == "cache" else None)
+dataset = PairDataset(reader, "train", 256, config.open_shards)
+count = dataset.num_pairs // config.batch_size
+torch.zeros(1).clone()
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+seen = set()
+with closing(stream_batches(dataset, config, 0, 0, 1, start_pairs=0)) as batches:
+    for batch in itertools.islice(batches, count):
+        seen.update(batch.names)
+print(json.dumps({"pairs": len(seen), "before": before, "grown": status("VmHWM") - before}))
+"""
+
+
+@dataclass
+class Growth:
+    """What one epoch in a fresh process took."""
+
+    pairs: int
+    before: float
+    """MB resident before the first batch."""
+    grown: float
+    """MB that the peak in the epoch was above that."""
+
+
+def write_data_set(folder: Path, num_shards: int) -> Manifest:
+    """Shards of noise, 64 images and 128 pairs each."""
+    folder.mkdir()
+    rng, count = np.random.default_rng(0), IMAGES_PER_SHARD * KEYPOINTS
+    ones = np.ones(count, dtype=np.float32)
+    shard = Shard(
+        keypoints=rng.uniform(0, 640, (count, 2)).astype(np.float32),
+        keypoint_scores=ones,
+        descriptors=rng.normal(size=(count, DIM)).astype(np.float16),
+        depth_keypoints=ones,
+        scales=None,
+        oris=None,
+        offsets=np.arange(IMAGES_PER_SHARD + 1, dtype=np.int64) * KEYPOINTS,
+        camera=np.tile([500.0, 500, 320, 240], (IMAGES_PER_SHARD, 1)),
+        T_w2c=np.tile(np.eye(4), (IMAGES_PER_SHARD, 1, 1)),
+        image_size=np.tile(np.array([640, 480], dtype=np.int32), (IMAGES_PER_SHARD, 1)),
+        names=tuple(f"{i}.jpg" for i in range(IMAGES_PER_SHARD)),
+        thumbnails=(b"",) * IMAGES_PER_SHARD,
+        pairs=PAIRS,
+        overlap=np.zeros(len(PAIRS), dtype=np.float32),
+        scene="",
+        split="train",
+    )
+    entries = []
+    for i in range(num_shards):  # different content, so that a cache keeps each
+        different = replace(shard, scene=f"scene-{i:03d}", overlap=np.full(len(PAIRS), i / num_shards, np.float32))
+        entries.append(write_shard(folder / f"shard-{i:03d}.h5", different))
+    manifest = Manifest(
+        name="noise",
+        created_by=CreatedBy(version="0", git_sha=None, command="test", config={}, fingerprint="f"),
+        extractor=ExtractorInfo(name="noise", weights_sha256=None, settings={}, descriptor_dim=DIM),
+        splits={"train": SplitCounts(num_images=IMAGES_PER_SHARD * num_shards, num_pairs=len(PAIRS) * num_shards)},
+        shards=tuple(entries),
+    )
+    write_manifest(Storage(folder), manifest)
+    return manifest
