@@ -38,7 +38,7 @@ class Config(RunConfig):
     out: str | None = None
     """Folder that `prepare` writes feature shards to."""
     benchmark: BenchmarkName | None = None
-    """What `evaluate` scores instead of a split of the data set."""
+    """What `evaluate` scores, and `prepare` extracts features of, instead of the data set."""
 
     @property
     def run(self) -> RunConfig:
@@ -55,7 +55,7 @@ class Config(RunConfig):
             self.benchmark is None,
             "benchmark",
             self.benchmark,
-            f"given to evaluate only; reports of runs score evaluation.benchmarks=[{self.benchmark}]",
+            f"given to evaluate or prepare only; reports of runs score evaluation.benchmarks=[{self.benchmark}]",
         )
         return self
 

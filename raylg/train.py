@@ -33,8 +33,8 @@ def _train(argv: Sequence[str]) -> int:
     from raylg.training.features import check_inputs, ensure_features
 
     check_fits(run.scale)
-    check_inputs(run)
     check_benchmarks(run)
+    check_inputs(run)  # last, because it makes folders
     with progress_bar("extracting features") as progress:
         ensure_features(run, progress)
     for name in run.evaluation.benchmarks:

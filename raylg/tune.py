@@ -76,9 +76,9 @@ def _checked(arguments: Namespace) -> tuple[Config, SearchSpace]:
     space = SearchSpace.parse(mapping, found).starting_from(loaded.run, defaults)
     fixed = config.fixed_paths(arguments.overrides)
     check_all(lambda: space.validate(loaded.run, fixed), lambda: check_fits(loaded.scale))
-    check_inputs(loaded.run)
-    check_benchmarks(loaded.run)
     objective_columns(loaded.run, loaded.study.objective)
+    check_benchmarks(loaded.run)
+    check_inputs(loaded.run)  # last, because it makes folders
     name = arguments.name or loaded.study.name or space.name
     return replace(loaded, study=replace(loaded.study, name=name)), space
 

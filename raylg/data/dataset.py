@@ -29,7 +29,7 @@ class PairDataset:
     A pair is addressed as (shard, pair), both from 0 within the split. Shards that were used last stay in memory:
     `open_shards` and a quarter more, because it is not always the finished one that was not used for the longest time;
     without spare room a worker with a small share of each batch would read each shard 1.6 times. Where shards come from
-    a bucket without a cache, `open_shards` more are kept for `fetch`, which has no other place for them.
+    a bucket without a cache, `open_shards` more that `fetch` brought stay until they are used.
     """
 
     def __init__(self, reader: ShardReader, split: Split, num_keypoints: int, open_shards: int) -> None:
@@ -49,8 +49,8 @@ class PairDataset:
         self.data_hash = data_hash(self.manifest)
         self.entries = [entry for entry in self.manifest.shards if entry.split == split]
         self._fetch_keeps = reader.storage.local is None and reader.cache is None
-        self._room = open_shards + open_shards // 4 + 1 + (open_shards if self._fetch_keeps else 0)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._ahead: dict[int, _OpenShard] = {}
         self._lock = Lock()
         extractor, where = self.manifest.extractor, reader.storage.url
         if extractor is None:
@@ -119,17 +119,25 @@ class PairDataset:
     def fetch(self, shard: int) -> None:
         """Bring a shard near ahead of need: into the cache of this machine, or into memory where there is no cache.
 
-        Nothing to do for a local folder. Errors as of `batch`.
+        Nothing to do for a local folder, or where the memory for this is full. Errors as of `batch`.
         """
-        if self._fetch_keeps:
-            self._shard(shard)
-            self._release([shard])
-        else:
+        if not self._fetch_keeps:
             self.reader.fetch(self.entries[shard])
+            return
+        with self._lock:
+            if shard in self._open or shard in self._ahead or len(self._ahead) >= self.open_shards:
+                return
+            opened = self._ahead[shard] = _OpenShard()
+        self._content(shard, opened)
 
     def _shard(self, index: int) -> Shard:
         with self._lock:
-            opened = self._open.setdefault(index, _OpenShard())
+            if index not in self._open:
+                self._open[index] = self._ahead.pop(index) if index in self._ahead else _OpenShard()
+            opened = self._open[index]
+        return self._content(index, opened)
+
+    def _content(self, index: int, opened: _OpenShard) -> Shard:
         with opened.lock:  # one thread reads it; those that want another shard go on
             if opened.content is None:
                 opened.content = self.reader.read(self.entries[index])
@@ -141,7 +149,7 @@ class PairDataset:
             for index in used:
                 if index in self._open:  # another thread may have let go of it
                     self._open.move_to_end(index)
-            while len(self._open) > self._room:
+            while len(self._open) > self.open_shards + self.open_shards // 4 + 1:
                 self._open.popitem(last=False)
 
     def _view(self, images: Sequence[tuple[Shard, int]]) -> View:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,12 +68,17 @@ def read_note(out: Storage, name: str) -> ShardNote | None:
         return None
 
 
+def read_notes(out: Storage, names: Sequence[str]) -> dict[str, ShardNote | None]:
+    """`read_note` of many, several at a time."""
+    with ThreadPoolExecutor(out.config.parallel_reads) as threads:
+        return dict(zip(names, threads.map(lambda name: read_note(out, name), names), strict=True))
+
+
 def finished_shards(out: Storage, fingerprint: str) -> list[ShardNote]:
     """Notes of the shards that are there as a whole; what other scenes or options left unfinished is deleted."""
     sizes = out.sizes()
     names = [name for name in sizes if name.startswith(f"{PROGRESS_FOLDER}/") and name != STARTED_NAME]
-    with ThreadPoolExecutor(out.config.parallel_reads) as threads:
-        notes = dict(zip(names, threads.map(lambda name: read_note(out, name), names), strict=True))
+    notes = read_notes(out, names)
     stale = {name: note for name, note in notes.items() if note is None or note.fingerprint != fingerprint}
     delete_all(out, [note.entry.file for note in stale.values() if note is not None])
     delete_all(out, stale)  # last, so that no shard outlives its note

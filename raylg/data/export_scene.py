@@ -198,9 +198,7 @@ class PartExporter:
             return None
         return note if self.job.out.size(note.entry.file) == note.entry.bytes else None
 
-    def _needed_again(
-        self, kept: dict[int, ImageFeatures], later: Sequence[Sequence[int]]
-    ) -> dict[int, ImageFeatures]:
+    def _needed_again(self, kept: dict[int, ImageFeatures], later: Sequence[Sequence[int]]) -> dict[int, ImageFeatures]:
         """Those of the images that the `later` shards need, soonest first, as many as may wait."""
         soonest = dict.fromkeys(image for images in later for image in images if image in kept)
         limit = (KEPT_SHARDS - 1) * self.job.options.images_per_shard

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from raylg.data.megadepth_files import (
 )
 from raylg.data.pairs import select_pairs
 from raylg.data.scene import SceneRef, Split
-from raylg.data.scene_lists import megadepth_scenes
+from raylg.data.scene_lists import megadepth1500_images, megadepth_scenes
 from raylg.errors import ConfigError, ShardError
 from raylg.schema import nearest
 
@@ -59,8 +59,9 @@ class MegaDepthSource:
     """The scenes of MegaDepth that are on disk and in the lists that raylg ships.
 
     `config.split.val` and `config.split.test` take the place of the lists of validation and test scenes; training
-    scenes are those of their list without these. Scenes of which nothing is on disk are left out. Where a scene has
-    both kinds of index, D2-Net's counts, whose overlaps are complete; of LoFTR's the first folder by name.
+    scenes are those of their list without these. Scenes of which nothing is on disk are left out, and so are, in
+    training and validation scenes, photographs that MegaDepth-1500 has too. Where a scene has both kinds of index,
+    D2-Net's counts, whose overlaps are complete; of LoFTR's the first folder by name.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -114,17 +115,11 @@ class MegaDepthSource:
         missing = missing_files(files.folders.images, [image.name for image in images])
         if missing:
             raise ConfigError(_missing_text(scene.name, files, missing, len(images)))
-        without_depth = _without_depth(files, [image.name for image in images])
-        overlap[[image.name in without_depth for image in images]] = np.nan
-        if without_depth:
-            logger.warning(
-                "%s: %d of %d images have no depth map in %s and are in no pair: %s",
-                scene.name,
-                len(without_depth),
-                len(images),
-                files.folders.depths,
-                listed(sorted(without_depth)),
-            )
+        names = [image.name for image in images]
+        self._leave_out(scene, overlap, names, _without_depth(files, names), "have no depth map")
+        if scene.split != "test":
+            benchmark = {PurePosixPath(image).name for image in megadepth1500_images()}
+            self._leave_out(scene, overlap, names, benchmark.intersection(names), "are images of MegaDepth-1500")
         pairs, chosen = select_pairs(overlap, self.config, zlib.crc32(scene.name.encode()))
         used, indices = np.unique(pairs, return_inverse=True)
         return FileScene(
@@ -133,6 +128,14 @@ class MegaDepthSource:
             overlap=chosen,
             folders=files.folders,
         )
+
+    @staticmethod
+    def _leave_out(scene: SceneRef, overlap: np.ndarray, names: Sequence[str], which: set[str], why: str) -> None:
+        """Make the overlap with images unknown, so that they are in no pair, and say so."""
+        overlap[[name in which for name in names]] = np.nan
+        if which:
+            what = "%s: %d of %d images %s and are in no pair: %s"
+            logger.warning(what, scene.name, len(which), len(names), why, listed(sorted(which)))
 
 
 def _find_indices(root: Path) -> dict[str, tuple[Path, ...]]:

@@ -58,10 +58,19 @@ class ShardReader:
         """A shard of features.
 
         Raises:
-            ShardError: missing or damaged.
+            ShardError: missing or damaged, or not what the manifest says of it.
             EnvironmentUnfitError: the storage refuses or does not answer.
         """
-        return read_shard(self.content(entry), self.storage.describe(entry.file))
+        where = self.storage.describe(entry.file)
+        shard = read_shard(self.content(entry), where)
+        for name in ("num_images", "num_pairs", "scene", "split"):
+            found, told = getattr(shard, name), getattr(entry, name)
+            if found != told:  # the SHA-256 fits, so it is the manifest that is wrong: pairs would be lost unnoticed
+                raise ShardError(
+                    f"{where}: {name} is {found!r}, but the manifest says {told!r}; the manifest was changed after it "
+                    "was written: prepare the data again, or copy it again"
+                )
+        return shard
 
     def content(self, entry: ShardEntry) -> Path | bytes:
         """The verified file of a shard in a local folder, otherwise its verified content; errors as of `read`."""

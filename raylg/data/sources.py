@@ -15,9 +15,9 @@ import numpy as np
 
 from raylg.data.config import DataConfig
 from raylg.data.scene import PosedView, Scene, SceneRef, SceneSource, Split
-from raylg.data.scene_lists import megadepth_scenes
+from raylg.data.scene_lists import megadepth1500_images, megadepth_scenes
 from raylg.errors import ConfigError
-from raylg.schema import nearest, to_mapping
+from raylg.schema import digest, nearest, to_mapping
 
 PAIR_SELECTION = ("min_overlap", "max_overlap", "max_pairs_per_scene")
 PROTOCOL = ("scenes", "load")
@@ -71,7 +71,8 @@ def source_identity(config: DataConfig) -> dict[str, Any]:
         return identity | {"mini": {**mapping["mini"], "renderer": RENDERER_VERSION}}
     identity |= {"split": mapping["split"], "path": _absolute(config.path)}
     if config.source == "megadepth":
-        identity["lists"] = {split: megadepth_scenes(split) for split in get_args(Split)}
+        lists = {split: megadepth_scenes(split) for split in get_args(Split)}
+        identity["lists"] = digest(lists | {"benchmark": megadepth1500_images()})
     elif ":" in config.source:
         identity["module"] = hashlib.sha256(_module_text(config.source, os.getcwd())).hexdigest()
     return identity

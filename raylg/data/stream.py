@@ -12,7 +12,6 @@ import numpy as np
 
 from raylg.batch import PairBatch
 from raylg.data.config import DataConfig
-from raylg.data.dataset import PairDataset as PairDataset
 from raylg.data.manifest import Manifest
 from raylg.data.order import EndlessOrder, all_entries, batch_indices
 

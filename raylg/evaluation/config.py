@@ -17,7 +17,7 @@ class MegaDepth1500Config:
     """The MegaDepth-1500 benchmark; its estimator settings are fixed, so that numbers compare with published ones."""
 
     path: str | None = None
-    """Folder or s3:// with the images and the index, or with the shards that `prepare` made of them."""
+    """Folder with the images and the index, or folder or s3:// with the shards that `prepare` made of them."""
     resize: int = 1600
     """Long side before extraction, of smaller images too (glue-factory: 1600)."""
     num_keypoints: int = 2048

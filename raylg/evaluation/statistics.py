@@ -118,7 +118,9 @@ def _resample(
     for start in range(0, num_resamples, _CHUNK):
         size = min(_CHUNK, num_resamples - start)
         multiplicity = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=size)
-        weights = (multiplicity[:, images[:, 0]] * multiplicity[:, images[:, 1]]).astype(np.float64)
+        # Both views of a homography pair may be of one photograph, which then counts once.
+        second = np.where(images[:, 0] == images[:, 1], 1, multiplicity[:, images[:, 1]])
+        weights = (multiplicity[:, images[:, 0]] * second).astype(np.float64)
         total = weights.sum(axis=1)
         means.append((weights @ deltas)[total > 0] / total[total > 0])
     return np.concatenate(means)
@@ -127,8 +129,10 @@ def _resample(
 def _standard_error(deltas: FloatArray, images: IntArray, num_images: int) -> float:
     """Of the mean, when pairs with a common image depend on each other."""
     residuals = deltas - deltas.mean()
-    per_image = sum(np.bincount(images[:, side], residuals, num_images) for side in (0, 1))
+    of_two = images[:, 0] != images[:, 1]
+    per_image = np.bincount(images[:, 0], residuals, num_images)
+    per_image += np.bincount(images[of_two, 1], residuals[of_two], num_images)
     unrelated = float((residuals**2).sum())
-    # Every pair is in the sums of both of its images, so its own square is there once too often.
-    dependent = float(np.sum(per_image**2)) - unrelated
+    # A pair of two images is in the sums of both, so its own square is there once too often.
+    dependent = float(np.sum(per_image**2)) - float((residuals[of_two] ** 2).sum())
     return float(np.sqrt(max(dependent, unrelated) * num_images / (num_images - 1))) / len(deltas)

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def make_batch_extractor(config: ExtractorConfig, device: torch.device | str = "
     """
     identity = extractor_identity(config)
     if config.name == "sift":
-        return BatchExtractor(_SiftProcesses(config, torch.get_num_threads()), torch.device("cpu"), identity)
+        return BatchExtractor(_sift_processes(config, torch.get_num_threads()), torch.device("cpu"), identity)
     from raylg.models.pretrained import load_superpoint
 
     network = load_superpoint(config).to(device)
@@ -109,6 +110,14 @@ def extractor_identity(config: ExtractorConfig) -> dict[str, Any]:
     }
 
 
+def _sift_processes(config: ExtractorConfig, num_processes: int) -> _SiftProcesses:
+    """Processes that are shared by all who want the same, such as training and validation, while anybody does."""
+    processes = _shared.get((config, num_processes))
+    if processes is None:
+        processes = _shared[config, num_processes] = _SiftProcesses(config, num_processes)
+    return processes
+
+
 class _SiftProcesses:
     """SIFT of each image in processes of its own, which start with the first batch and end with this object."""
 
@@ -141,6 +150,8 @@ class _SiftProcesses:
                 "(scale.cpus_per_worker)"
             ) from error
 
+
+_shared: WeakValueDictionary[tuple[ExtractorConfig, int], _SiftProcesses] = WeakValueDictionary()
 
 _extractor: Extractor | None = None  # of a process of the pool
 

@@ -64,7 +64,7 @@ class SuperPoint(nn.Module):
         Args:
             images: uint8 [B, H, W, 3] RGB, on the device of the weights.
         """
-        if min(images.shape[1:3]) < CELL:
+        if len(images) == 0 or min(images.shape[1:3]) < CELL:
             empty = _features(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.config.descriptor_dim))
             return [empty] * len(images)
         grey = (images.float() / 255) @ images.new_tensor(GREY, dtype=torch.float32)

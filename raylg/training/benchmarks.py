@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from raylg.data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from raylg.data.scene import SceneSource
+from raylg.data.scene import SceneSource, Split
 from raylg.data.storage import Storage
 from raylg.errors import ConfigError, ShardError
 from raylg.evaluation.config import BenchmarkName, EvaluationConfig, MegaDepth1500Config
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=RunConfig)
 
-SPLIT = "test"
+SPLIT: Split = "test"
 IMAGES_PER_SHARD = 256
 """Few shards, because pairs of a benchmark are scattered over its images: fewer images are stored twice."""
 OPEN_SHARDS = 2
@@ -91,23 +91,46 @@ def check_benchmarks(config: RunConfig) -> None:
             resolve_superpoint(config.model.extractor)
 
 
-def ensure_benchmark(
-    config: RunConfig, name: BenchmarkName, progress: Progress | None = None, out: str | None = None
-) -> Manifest:
+def ensure_benchmark(config: RunConfig, name: BenchmarkName, progress: Progress | None = None) -> Manifest:
     """Extract the features of a benchmark unless they are there; what was interrupted is continued.
 
     Args:
         config: of the run.
         name: of the benchmark.
         progress: told of images done and in all.
-        out: another folder or URL than `benchmark_location`.
 
     Raises:
         ConfigError: the benchmark is not where its path says.
         EnvironmentUnfitError: weights of the extractor are missing, or the storage refuses.
     """
-    storage = Storage(out or benchmark_location(config, name), config.data.storage)
-    return ensure_shards(_job(config, name), storage, progress)
+    return ensure_shards(_job(config, name), Storage(benchmark_location(config, name), config.data.storage), progress)
+
+
+def prepare_benchmark(config: RunConfig, name: BenchmarkName, out: str | None, progress: Progress | None = None) -> str:
+    """Extract the features of a benchmark to a place of the user's choice and return it; see `ensure_benchmark`.
+
+    Args:
+        config: of the run.
+        name: of the benchmark.
+        out: folder or URL; None takes `benchmark_location`.
+        progress: told of images done and in all.
+
+    Raises:
+        ConfigError: also, `out` holds other shards.
+    """
+    config = override(config, {"evaluation.benchmarks": [name]})
+    check_benchmarks(config)
+    if out is None:
+        ensure_benchmark(config, name, progress)
+        return benchmark_location(config, name)
+    job, storage = _job(config, name), Storage(out, config.data.storage)
+    manifest = ensure_shards(job, storage, progress)
+    if manifest.created_by.fingerprint != job.fingerprint:
+        raise ConfigError(
+            f"out = {out!r}: holds {manifest.name!r} already (made by `{manifest.created_by.command}`), of other "
+            "images or options; give another folder, or delete this one"
+        )
+    return out
 
 
 def open_benchmark(config: RunConfig, name: BenchmarkName) -> PairDataset:
@@ -117,8 +140,8 @@ def open_benchmark(config: RunConfig, name: BenchmarkName) -> PairDataset:
         ShardError: no shards there.
         ConfigError: they are of another extractor or resolution, or do not know the original sizes of their images.
     """
-    from raylg.data.reader import ShardReader
     from raylg.data.dataset import PairDataset
+    from raylg.data.reader import ShardReader
     from raylg.evaluation.benchmarks import check_pixels
 
     protocol = benchmark_protocol(config, name)
@@ -162,13 +185,15 @@ def kind_of_pairs(config: RunConfig) -> Kind:
     """What the pairs of the data set are scored by; reads at most a manifest.
 
     Raises:
-        ShardError: `data.source=shards` and there are none.
+        ConfigError: `data.source=shards` and there are none.
     """
-    if config.data.source == "shards":
-        images = read_manifest(Storage(features_location(config), config.data.storage)).content == "images"
-    else:
-        images = config.data.source == "images"
-    return "homography" if images else "pose"
+    if config.data.source != "shards":
+        return "homography" if config.data.source == "images" else "pose"
+    try:
+        manifest = read_manifest(Storage(features_location(config), config.data.storage))
+    except ShardError as error:  # asked before anything was started, so it is the user's input that is wrong
+        raise ConfigError(f"data.path: {error}") from error
+    return "homography" if manifest.content == "images" else "pose"
 
 
 def objective_columns(config: RunConfig, objective: str) -> ScoreColumns:

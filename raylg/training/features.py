@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import raylg
 from raylg.data.manifest import MANIFEST_NAME, CreatedBy, ExtractorInfo, Manifest, read_manifest
 from raylg.data.scene import SceneSource, Split
+from raylg.data.sources import make_source, source_identity
 from raylg.data.storage import Storage
 from raylg.errors import ConfigError, ShardError
 from raylg.models.config import ExtractorConfig
@@ -24,6 +25,8 @@ from raylg.schema import digest, to_mapping
 from raylg.training.config import RunConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from raylg.data.export import ExportPool, Extractor
     from raylg.data.reader import ShardReader
     from raylg.data.stream import PairData
@@ -58,6 +61,11 @@ class ShardJob:
             "images_per_shard": self.images_per_shard,
             "enlarge": self.enlarge,
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these shards from others: all that decides them, with the weights of the extractor."""
+        return _fingerprint_of(self)
 
 
 def features_location(config: RunConfig) -> str:
@@ -102,7 +110,7 @@ def ensure_features(
     if config.data.source == "shards" or storage.exists(MANIFEST_NAME):
         return read_manifest(storage)
     if config.data.source == "images":
-        from raylg.data.image_shards import export_images
+        from raylg.data.image_export import export_images
 
         with _locked(storage):
             created_by = _created_by(to_mapping(config), _fingerprint(config))
@@ -127,7 +135,7 @@ def ensure_shards(
 
 
 def check_inputs(config: RunConfig, out: str | None = None) -> None:
-    """Look at data, weights and storage without reading pixels or importing torch: a mistake is answered at once.
+    """Look at data, weights and storage without reading pixels, so that a mistake is answered at once.
 
     Args:
         config: of the run.
@@ -157,10 +165,9 @@ def check_inputs(config: RunConfig, out: str | None = None) -> None:
             )
         _check_extractor(manifest, config, storage.url)
         return
-    make_source(config.data)
-    if config.data.source != "images":
-        _fingerprint(config)  # finds the weights
-    _check_writable(storage)
+    _check_source(config)
+    storage.write(PROBE, b"")
+    storage.delete(PROBE)
 
 
 def has_split(config: RunConfig, split: Split) -> bool:
@@ -169,7 +176,7 @@ def has_split(config: RunConfig, split: Split) -> bool:
     return counts is not None and counts.num_pairs > 0
 
 
-def open_split(config: RunConfig, split: Split, device: str = "cpu") -> PairData:
+def open_split(config: RunConfig, split: Split, device: torch.device | str = "cpu") -> PairData:
     """The pairs of a split of the shards of a run, which must exist (`ensure_features`).
 
     Args:
@@ -181,7 +188,7 @@ def open_split(config: RunConfig, split: Split, device: str = "cpu") -> PairData
         ShardError: no shards there.
         ConfigError: they are of another extractor than the configuration says, or the split has no pairs.
     """
-    from raylg.data.reader import ShardReader
+    from raylg.data.reader import ShardReader  # all of these bring torch, which features_location must not
 
     location = features_location(config)
     reader = ShardReader.open(location, config.data)
@@ -190,7 +197,7 @@ def open_split(config: RunConfig, split: Split, device: str = "cpu") -> PairData
     if reader.manifest.content == "images":
         dataset = _homography_pairs(reader, config, split, device)
     else:
-        from raylg.data.stream import PairDataset  # brings torch, which features_location must not
+        from raylg.data.dataset import PairDataset
 
         dataset = PairDataset(reader, split, _num_keypoints(config, split), config.data.open_shards)
     if dataset.num_pairs == 0:
@@ -201,18 +208,13 @@ def open_split(config: RunConfig, split: Split, device: str = "cpu") -> PairData
     return dataset
 
 
-def _homography_pairs(reader: ShardReader, config: RunConfig, split: Split, device: str) -> PairData:
+def _homography_pairs(reader: ShardReader, config: RunConfig, split: Split, device: torch.device | str) -> PairData:
     from raylg.data.homography_pairs import HomographyPairs
-    from raylg.models.extractor import make_extractor
+    from raylg.models.extractor import make_batch_extractor
 
+    extractor = make_batch_extractor(config.model.extractor, device)
     return HomographyPairs(
-        reader,
-        split,
-        _num_keypoints(config, split),
-        config.data.images,
-        extractor=make_extractor(config.model.extractor),
-        seed=config.seed,
-        device=device,
+        reader, split, _num_keypoints(config, split), config.data, extractor=extractor, seed=config.seed
     )
 
 
@@ -230,10 +232,19 @@ def _check_extractor(manifest: Manifest, config: RunConfig, location: str) -> No
         )
 
 
-def _check_writable(storage: Storage) -> None:
-    """Write a small file and delete it; raises EnvironmentUnfitError where that is refused."""
-    storage.write(PROBE, b"")
-    storage.delete(PROBE)
+def _check_source(config: RunConfig) -> None:
+    """Look for what shards are to be made of, and for the weights of the extractor."""
+    if config.data.source == "images":
+        photographs = Storage(config.data.path[0], config.data.storage)
+        photographs.exists(MANIFEST_NAME)  # a bucket answers, or says why not
+        if photographs.local is not None and not photographs.local.is_dir():
+            raise ConfigError(f"data.path = {photographs.url!r}: no such folder; give one with photographs")
+    else:
+        make_source(config.data)
+    if config.model.extractor.name == "superpoint":
+        from raylg.models.published import resolve_superpoint
+
+        resolve_superpoint(config.model.extractor)
 
 
 def _job(config: RunConfig) -> ShardJob:
@@ -249,7 +260,7 @@ def _job(config: RunConfig) -> ShardJob:
 def _fingerprint(config: RunConfig) -> str:
     """What tells the shards of a configuration from those of another."""
     if config.data.source == "images":
-        return digest({"source": source_identity(config.data), "images_per_shard": config.data.images_per_shard})
+        return digest({"source": source_identity(config.data)})
     return _fingerprint_of(_job(config))
 
 
@@ -307,26 +318,3 @@ def _locked(storage: Storage) -> Iterator[None]:
     with storage.local.with_name(f".{storage.local.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def make_source(data: Any) -> SceneSource:
-    if data.source == "mini":
-        from raylg.data.synthetic import MiniSource
-
-        return MiniSource(data)
-    from raylg.data.colmap import ColmapSource
-
-    return ColmapSource(data)
-
-
-def source_identity(data: Any) -> dict[str, Any]:
-    mapping = to_mapping(data)
-    chosen = {key: mapping[key] for key in ("min_overlap", "max_overlap", "max_pairs_per_scene")}
-    if data.source == "mini":
-        from raylg.data.synthetic.photographer import RENDERER_VERSION
-
-        chosen["mini"] = {**mapping["mini"], "renderer": RENDERER_VERSION}
-    else:
-        chosen["split"] = mapping["split"]
-        chosen["path"] = [os.path.abspath(os.path.expanduser(path)) for path in data.path]
-    return {"source": data.source, "data": chosen}

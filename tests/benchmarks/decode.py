@@ -22,12 +22,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from raylg.data.config import DataConfig
+from raylg.data.dataset import PairDataset
 from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, SplitCounts, write_manifest
 from raylg.data.order import EndlessOrder
 from raylg.data.reader import ShardReader
 from raylg.data.shard import entry_of, shard_bytes
 from raylg.data.storage import Storage
-from raylg.data.stream import PairDataset
 from tests.benchmarks.samples import DIM, image_features, pack
 
 NUM_SCENES, IMAGES, BATCH, REPEATS = 4, 64, 32, 5

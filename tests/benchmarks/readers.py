@@ -43,8 +43,9 @@ def raw(bucket: str, cache: Path, rank: int, ranks: int) -> Iterator[int]:
 def raylg(bucket: str, cache: Path, rank: int, ranks: int) -> Iterator[int]:
     """Verified, shuffled over 8 open shards, through the node's cache, which the ranks share."""
     from raylg.data.config import DataConfig, StorageConfig
+    from raylg.data.dataset import PairDataset
     from raylg.data.reader import ShardReader
-    from raylg.data.stream import PairDataset, stream_batches
+    from raylg.data.stream import stream_batches
 
     url = f"s3://{bucket}/raylg"
     config = DataConfig(

@@ -13,9 +13,13 @@ import torch
 from raylg.batch import PairBatch
 from raylg.data.colmap import ColmapSource
 from raylg.data.config import DataConfig, SplitConfig
+from raylg.data.dataset import PairDataset
 from raylg.data.export import ExportOptions, export_features
 from raylg.data.manifest import CreatedBy, ExtractorInfo
-from raylg.data.stream import PairDataset, stream_batches
+from raylg.data.reader import ShardReader
+from raylg.data.scene import Split
+from raylg.data.storage import Storage
+from raylg.data.stream import stream_batches
 from raylg.geometry.depth import warp
 from raylg.models.config import ExtractorConfig
 from raylg.models.extractor import extractor_identity, make_extractor
@@ -39,7 +43,7 @@ def shards(request: pytest.FixtureRequest, photo_dir: Path, tmp_path_factory: py
         resize=extractor.resize,
         num_processes=1,
     )
-    export_features(ColmapSource(data), partial(make_extractor, extractor), out, options)
+    export_features(ColmapSource(data), partial(make_extractor, extractor), Storage(out), options)
     return out
 
 
@@ -58,9 +62,9 @@ def reprojection_errors(batch: PairBatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_matches_agree_with_depth_and_pose(shards: Path, split: str) -> None:
-    dataset = PairDataset(shards, split, num_keypoints=512, open_shards=2)
-    config = DataConfig(batch_size=16, open_shards=2)
+def test_matches_agree_with_depth_and_pose(shards: Path, split: Split) -> None:
+    config = DataConfig(batch_size=16)
+    dataset = PairDataset(ShardReader.open(shards, config), split, num_keypoints=512, open_shards=2)
     with closing(stream_batches(dataset, config, 0, 0, 1, start_pairs=0)) as batches:
         errors = torch.cat([reprojection_errors(batch) for batch in islice(batches, 2)])
     close = errors[errors < 5]
@@ -70,8 +74,8 @@ def test_matches_agree_with_depth_and_pose(shards: Path, split: str) -> None:
 
 
 def test_every_pair_of_the_split_comes_once_per_epoch(shards: Path) -> None:
-    dataset = PairDataset(shards, "train", num_keypoints=64, open_shards=2)
-    config = DataConfig(batch_size=4, open_shards=2)
+    config = DataConfig(batch_size=4)
+    dataset = PairDataset(ShardReader.open(shards, config), "train", num_keypoints=64, open_shards=2)
     with closing(stream_batches(dataset, config, 7, 0, 1, start_pairs=0)) as batches:
         names = [name for batch in islice(batches, -(-dataset.num_pairs // 4)) for name in batch.names]
     assert len(set(names[: dataset.num_pairs])) == dataset.num_pairs

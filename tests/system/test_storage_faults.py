@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ from tests.system.s3_server import S3Server
 from tests.system.small_shards import assert_identical, damaged, data_config, epoch, write_data_set
 
 BODY = random.Random(0).randbytes(100_000)
-LARGE = random.Random(1).randbytes(40_000_000)
-PATIENT = {"timeout_s": 0.7, "deadline_s": 8.0}
-IMPATIENT = {"timeout_s": 0.3, "deadline_s": 1.0}
+LARGE = random.Random(1).randbytes(20_000_000)
+PATIENT = {"timeout_s": 0.5, "deadline_s": 8.0}
+IMPATIENT = {"timeout_s": 0.3, "deadline_s": 1.2}
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def refused(where: str, action: Callable[[], object], seconds: float, kind: type
     return message
 
 
-def burst(times: int | None = 2) -> dict[str, Fault]:
+def burst(times: int | None = 1) -> dict[str, Fault]:
     return {
         "error 500": Fault("error", times, status=500, code="InternalError"),
         "error 503": Fault("error", times, status=503, code="SlowDown"),
@@ -109,15 +111,15 @@ def test_a_burst_of_faults_is_survived(
 ) -> None:
     s3_server.put(bucket, "set/old", BODY)
 
-    def wrong(action: Callable[[], object], had_body: bool = True) -> object:
+    def wrong(action: Callable[[], object], had_body: bool = True, times: int = 1) -> object:
         proxy.heal()
-        proxy.plan(burst()[fault])
+        proxy.plan(burst(times)[fault])
         with within(PATIENT["deadline_s"]):
             result = action()
-        assert len(proxy.faults()) == 2 or (not had_body and fault in BODILESS)
+        assert len(proxy.faults()) == times or (not had_body and fault in BODILESS)
         return result
 
-    assert wrong(lambda: storage.read("old", len(BODY))) == BODY
+    assert wrong(lambda: storage.read("old", len(BODY)), times=3) == BODY
     assert wrong(lambda: storage.sizes()) == {"old": len(BODY)}
     assert wrong(lambda: storage.size("old"), had_body=False) == len(BODY)
     wrong(lambda: storage.write("new", BODY[::-1]), had_body=False)
@@ -131,42 +133,49 @@ def test_a_large_file_in_ranges_is_exact_whatever_happens_to_some(
     s3_server: S3Server, bucket: str, proxy: FaultyProxy, storage: Storage, fault: str
 ) -> None:
     s3_server.put(bucket, "set/large", LARGE)
-    proxy.plan(burst(3)[fault])
+    proxy.plan(burst(2)[fault])
     with within(PATIENT["deadline_s"]):
         assert storage.read("large", len(LARGE)) == LARGE
-    assert len(proxy.faults()) == 3
-    assert proxy.count("GET", "large") > 3  # in several ranges, of which only those that failed are repeated
-    storage.write("copy", LARGE)
-    assert s3_server.get(bucket, "set/copy") == LARGE
+    assert len(proxy.faults()) == 2
+    assert proxy.count("GET", "large") == 3 + 2  # in several ranges, of which only those that failed are repeated
 
 
 # ---- Refused with one clear error -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", ["read", "write", "sizes"])
+OPERATIONS: dict[str, Callable[[Storage], object]] = {
+    "read": lambda storage: storage.read("shard", len(BODY)),
+    "write": lambda storage: storage.write("shard", BODY[::-1]),
+    "sizes": lambda storage: storage.sizes(),
+    "size": lambda storage: storage.size("shard"),
+    "delete": lambda storage: storage.delete("other"),
+}
+
+
 @pytest.mark.parametrize("fault", [*burst(), "drip"])
 def test_what_does_not_end_is_given_up_at_the_deadline(
-    s3_server: S3Server, bucket: str, proxy: FaultyProxy, impatient: Storage, fault: str, operation: str
+    s3_server: S3Server, bucket: str, proxy: FaultyProxy, impatient: Storage, fault: str
 ) -> None:
-    if operation == "write" and fault in (*BODILESS, "drip"):
-        pytest.skip("a PUT is answered without a body")
     s3_server.put(bucket, "set/shard", BODY)
     proxy.plan(Fault("drip", None, seconds=0.1) if fault == "drip" else burst(None)[fault])
-    actions: dict[str, Callable[[], object]] = {
-        "read": lambda: impatient.read("shard", len(BODY)),
-        "write": lambda: impatient.write("shard", BODY[::-1]),
-        "sizes": lambda: impatient.sizes(),
-    }
-    message = refused(impatient.url, actions[operation], 2.5, EnvironmentUnfitError)
-    if fault in ("reset", "lost reply"):  # from a server that has never answered: nobody may be there
-        assert "attempt" in message or "AWS_ENDPOINT_URL" in message
-    else:
-        assert "deadline_s" in message and ("attempt" in message or fault == "drip")
+    names = ["read", "sizes"] if fault in (*BODILESS, "drip") else list(OPERATIONS)  # others have no body
+
+    def message_of(name: str) -> str:
+        return refused(impatient.url, lambda: OPERATIONS[name](impatient), 3, EnvironmentUnfitError)
+
+    with ThreadPoolExecutor(len(names)) as threads:
+        for message in threads.map(message_of, names):
+            if fault in ("reset", "lost reply"):  # from a server that has never answered: nobody may be there
+                assert "attempt" in message or "AWS_ENDPOINT_URL" in message, message
+            else:
+                assert "deadline_s" in message and proxy.url in message, message
     if fault != "lost reply":
+        assert s3_server.keys(bucket) == {"set/shard": len(BODY)}
         assert s3_server.get(bucket, "set/shard") == BODY  # a failed write leaves the old file
     proxy.heal()
-    impatient.write("shard", BODY[::-1])  # and a repeat goes on
-    assert impatient.read("shard") == BODY[::-1]
+    again = Storage(impatient.url, StorageConfig(**PATIENT))
+    again.write("shard", BODY[::-1])  # and a repeat goes on
+    assert again.read("shard") == BODY[::-1]
 
 
 @pytest.mark.parametrize(
@@ -178,72 +187,60 @@ def test_what_does_not_end_is_given_up_at_the_deadline(
         ("SignatureDoesNotMatch", 403, "AWS_SECRET_ACCESS_KEY"),
         ("InvalidAccessKeyId", 403, "AWS_ACCESS_KEY_ID"),
         ("AccessDenied", 403, "denied"),
-        ("NoSuchBucket", 404, "bucket"),
+        ("NoSuchBucket", 404, "no such bucket"),
     ],
 )
-@pytest.mark.parametrize("operation", ["read", "write", "sizes", "size", "delete"])
 def test_what_cannot_get_better_is_refused_at_once(
-    proxy: FaultyProxy, storage: Storage, operation: str, code: str, status: int, hint: str
+    proxy: FaultyProxy, storage: Storage, code: str, status: int, hint: str
 ) -> None:
     proxy.plan(Fault("error", None, status=status, code=code))
-    actions: dict[str, Callable[[], object]] = {
-        "read": lambda: storage.read("shard"),
-        "write": lambda: storage.write("shard", BODY),
-        "sizes": storage.sizes,
-        "size": lambda: storage.size("shard"),
-        "delete": lambda: storage.delete("shard"),
+    for operation in OPERATIONS.values():
+        asked = proxy.count()
+        message = refused(storage.url, functools.partial(operation, storage), 3, EnvironmentUnfitError)
+        assert hint in message and proxy.count() == asked + 1
+
+
+def refused_by_all(storage: Storage) -> dict[str, str]:
+    """The message of each operation."""
+    return {
+        name: refused(storage.url, functools.partial(operation, storage), 3, EnvironmentUnfitError)
+        for name, operation in OPERATIONS.items()
     }
-    message = refused(storage.url, actions[operation], 4, EnvironmentUnfitError)
-    assert hint in message
-    assert len(proxy.requests) <= 3  # the same question may be asked in another way, but not until the deadline
 
 
-OPERATIONS: dict[str, Callable[[Storage], object]] = {
-    "read": lambda storage: storage.read("shard"),
-    "write": lambda storage: storage.write("shard", BODY),
-    "sizes": lambda storage: storage.sizes(),
-    "exists": lambda storage: storage.exists("shard"),
-}
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_wrong_keys_of_a_real_server(storage: Storage, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+def test_wrong_keys_of_a_real_server(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-    message = refused(storage.url, lambda: OPERATIONS[operation](storage), 4, EnvironmentUnfitError)
-    assert "AWS_SECRET_ACCESS_KEY" in message
+    assert all("AWS_SECRET_ACCESS_KEY" in message for message in refused_by_all(storage).values())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong-key")
     other = Storage(storage.url, storage.config)
-    assert "AWS_ACCESS_KEY_ID" in refused(other.url, lambda: OPERATIONS[operation](other), 4, EnvironmentUnfitError)
+    assert all("AWS_ACCESS_KEY_ID" in message for message in refused_by_all(other).values())
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_keys_at_all(storage: Storage, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+def test_no_keys_at_all(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
-    message = refused(storage.url, lambda: OPERATIONS[operation](storage), 4, EnvironmentUnfitError)
-    assert "AWS_ACCESS_KEY_ID" in message
+    assert all("AWS_ACCESS_KEY_ID" in message for message in refused_by_all(storage).values())
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_such_bucket_on_a_real_server(proxy: FaultyProxy, operation: str) -> None:
+def test_no_such_bucket_on_a_real_server(proxy: FaultyProxy) -> None:
     missing = Storage("s3://no-such-bucket-here/set", StorageConfig(**PATIENT))
-    message = refused("no-such-bucket-here", lambda: OPERATIONS[operation](missing), 4, EnvironmentUnfitError)
-    assert "bucket" in message.replace("no-such-bucket-here", "")
+    for name, message in refused_by_all(missing).items():
+        # This server looks at the right to make buckets before it looks for the bucket.
+        assert "no such bucket" in message or (name == "write" and "denied" in message), (name, message)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_nobody_listens_at_the_endpoint(bucket: str, operation: str) -> None:
+def test_nobody_listens_at_the_endpoint(bucket: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         lonely = Storage(f"s3://{bucket}/set", StorageConfig(endpoint_url=endpoint, **IMPATIENT))
-        message = refused(lonely.url, lambda: OPERATIONS[operation](lonely), 2.5, EnvironmentUnfitError)
-    assert endpoint in message and "endpoint" in message
+        for message in refused_by_all(lonely).values():
+            assert endpoint in message and ("endpoint_url" in message or "deadline_s" in message), message
 
 
 def test_no_such_host(bucket: str) -> None:
     lonely = Storage(f"s3://{bucket}/set", StorageConfig(endpoint_url="http://no-such-host.invalid:9", **IMPATIENT))
-    assert "no-such-host.invalid" in refused(lonely.url, lonely.sizes, 2.5, EnvironmentUnfitError)
+    assert "no-such-host.invalid" in refused(lonely.url, lonely.sizes, 3, EnvironmentUnfitError)
 
 
 def test_a_file_that_is_not_there_is_not_asked_for_until_the_deadline(storage: Storage) -> None:
@@ -255,8 +252,19 @@ def test_a_file_that_is_not_there_is_not_asked_for_until_the_deadline(storage: S
 # ---- Shards: never a wrong sample -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-@pytest.mark.parametrize("kind", ["corrupt", "short", "truncate", "stall_midway", "reset", "error"])
+@pytest.mark.parametrize(
+    ("kind", "cache_gb"),
+    [
+        ("corrupt", 1),
+        ("short", 1),
+        ("truncate", 1),
+        ("stall_midway", 1),
+        ("reset", 1),
+        ("error", 1),
+        ("corrupt", 0),
+        ("stall_midway", 0),
+    ],
+)
 def test_an_epoch_through_faults_is_the_epoch_from_disk(
     local: tuple[Path, Manifest, list[PairBatch]],
     remote: str,
@@ -296,7 +304,7 @@ def test_a_shard_that_stays_wrong_is_refused_where_its_batch_is_due(
     proxy.plan(Fault(kind, None, path=wrong))
     batches: list[PairBatch] = []
     config = data_config(tmp_path, StorageConfig(timeout_s=0.7, deadline_s=2))
-    refused(f"{remote}/{wrong}", lambda: batches.extend(_each(epoch(remote, config), batches)), 4, error)
+    refused(f"{remote}/{wrong}", lambda: batches.extend(_each(epoch(remote, config), batches)), 8, error)
     assert_identical(batches, local[2][: len(batches)])
     first = next(i for i, batch in enumerate(local[2]) if any(scene == "scene-2" for scene, _, _ in batch.names))
     assert len(batches) == first
@@ -474,7 +482,7 @@ def test_processes_that_share_a_cache_read_each_shard_once(
     context = multiprocessing.get_context("spawn")
     digests = context.Queue()
     arguments = (remote, tmp_path, StorageConfig(**PATIENT), digests)
-    started = [context.Process(target=_read_epoch, args=arguments) for _ in range(3)]
+    started = [context.Process(target=_read_epoch, args=arguments) for _ in range(2)]
     for process in started:
         process.start()
     found = [digests.get(timeout=60) for _ in started]

@@ -93,7 +93,7 @@ def write_index(path: Path, info: dict[str, Any], pair_infos: Sequence[Any]) -> 
 
 
 def write_posed_layout(root: Path, index: Path, write_image: Callable[[Path, np.ndarray], None]) -> None:
-    """Write glue-factory's layout of the whole index; numbers with all their digits, images by `write_image(path, K)`."""
+    """Write glue-factory's layout of the whole index, numbers with all digits, images by `write_image(path, K)`."""
     views: dict[str, str] = {}
     pairs: list[str] = []
     for path in sorted(index.glob("*.npz")):

@@ -317,18 +317,22 @@ def test_fetch_leaves_it_to_the_reader_where_shards_have_a_place(folder: Path, t
     assert len(reader.storage.log) == 1
 
 
-def test_fetch_keeps_shards_without_a_cache(folder: Path) -> None:
-    """One open shard, one more, and one for fetch."""
+def test_fetch_keeps_shards_without_a_cache_until_they_are_used(folder: Path) -> None:
+    """One open shard, one more, and one from fetch, whatever happens to the others."""
     reader = WatchedReader(open_bucket(folder))
     dataset = PairDataset(reader, "train", 20, open_shards=1)
     names = [entry.file for entry in dataset.entries]
-    touch(dataset, [0, 1])
     dataset.fetch(2)
-    touch(dataset, [0, 1, 2])
-    assert reader.reads == names[:3]
-    dataset.fetch(3)  # 0 makes room
-    touch(dataset, [1, 2, 3, 0])
-    assert reader.reads == [*names, names[0]]
+    dataset.fetch(2)
+    dataset.fetch(3)  # no room
+    assert reader.reads == [names[2]]
+    touch(dataset, [0, 1, 3, 0])
+    assert reader.reads == [names[i] for i in (2, 0, 1, 3, 0)]
+    touch(dataset, [2])
+    assert len(reader.reads) == 5
+    dataset.fetch(2)  # still there
+    dataset.fetch(1)
+    assert reader.reads[5:] == [names[1]]
 
 
 @pytest.mark.parametrize("world_size", [1, 4])

@@ -155,7 +155,9 @@ def test_an_interrupted_export_is_continued(photos: Path, tmp_path: Path, monkey
     assert finished and not (out / "manifest.json").exists()
     loaded = []
     load = image_export._load
-    monkeypatch.setattr(image_export, "_load", lambda source, name, *rest: loaded.append(name) or load(source, name, *rest))
+    monkeypatch.setattr(
+        image_export, "_load", lambda source, name, *rest: loaded.append(name) or load(source, name, *rest)
+    )
     assert export(photos, out).shards == whole.shards
     assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("*.h5")}.items()
     assert 0 < len(loaded) == 12 - 4 * len(finished)

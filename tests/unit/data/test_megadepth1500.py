@@ -35,7 +35,7 @@ def write_header(path: Path, K: np.ndarray) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", *size))
 
 
-def write_index_layout(root: Path, index: Path, write_all: bool = False) -> None:
+def write_index_layout(root: Path, index: Path) -> None:
     """The real index as LoFTR publishes it, with headers in place of images."""
     shutil.copytree(index, root / INDEX_FOLDER)
     for path in index.glob("*.npz"):

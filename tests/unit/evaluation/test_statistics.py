@@ -148,3 +148,16 @@ def test_only_the_same_pairs_are_compared() -> None:
     empty = make_scores(values[:0], images[:0])
     with pytest.raises(ConfigError, match="no pair"):
         paired_difference(empty, empty, THRESHOLD)
+
+
+def test_pairs_of_one_photograph_each_are_unrelated() -> None:
+    """Both views of a homography pair are of one image: the interval is that of independent values."""
+    rng = np.random.default_rng(0)
+    number = 400
+    images = np.stack([np.arange(number)] * 2, axis=1)
+    deltas = rng.normal(size=number) * 0.1
+    a, b = make_scores(0.5 + deltas, images), make_scores(np.full(number, 0.5), images)
+    result = paired_difference(a, b, THRESHOLD)
+    half = 1.96 * deltas.std() / np.sqrt(number)
+    assert result.num_images == number
+    assert (result.high - result.low) / 2 == pytest.approx(half, rel=0.05)
