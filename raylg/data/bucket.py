@@ -60,7 +60,8 @@ class _Work:
     deadline: float
     """In seconds of the monotonic clock."""
     attempts: int = 0
-    cause: str = "no answer"
+    """That have failed."""
+    cause: str = "not over by then"
 
     @property
     def target(self) -> dict[str, str]:
@@ -288,8 +289,9 @@ class BucketFiles:
             except (boto.BotoCoreError, ValueError) as error:  # before anything is sent
                 raise self._refused(work, error) from error
             wait = delay * self._random.uniform(0.5, 1)
+            work.attempts += 1
             if time.monotonic() < work.deadline:  # otherwise the earlier cause says more
-                work.attempts, work.cause = work.attempts + 1, describe(cause)
+                work.cause = describe(cause)
             if time.monotonic() + wait >= work.deadline:
                 raise self._too_late(work) from cause
             await asyncio.sleep(wait)
@@ -308,7 +310,7 @@ class BucketFiles:
     def _too_late(self, work: _Work) -> EnvironmentUnfitError:
         return EnvironmentUnfitError(
             f"s3://{work.key}: not {work.verb} within data.storage.deadline_s = {self._config.deadline_s:g} s; "
-            f"{work.attempts} attempts failed, the last one with: {work.cause}; check the network and the store at "
+            f"{work.attempts} requests failed, the last one with: {work.cause}; check the network and the store at "
             f"{self._endpoint}, or allow more time"
         )
 

@@ -153,7 +153,7 @@ class _LocalRunner:
         done, _ = wait(self._futures, POLL_SECONDS, FIRST_COMPLETED)
         told = [progress for crew in self._crews for progress in crew.heard()]
         finished = []
-        for future in done:
+        for future in [future for future in self._futures if future in done]:  # the first failure counts
             part = self._futures.pop(future)
             error = future.exception()
             if isinstance(error, BrokenProcessPool):

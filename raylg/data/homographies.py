@@ -234,7 +234,5 @@ def _span(to_image: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _halved(image: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels of [1, 3, H, W]; an odd side repeats its last pixels, so that x maps to x / 2 exactly."""
-    height, width = image.shape[2:]
-    padded = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")
-    return F.avg_pool2d(padded, 2)
+    """Means of 2 x 2 pixels of [1, 3, H, W]; at an odd end of those that are there, so that x maps to x / 2 exactly."""
+    return F.avg_pool2d(image, 2, ceil_mode=True)

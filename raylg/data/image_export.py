@@ -39,18 +39,15 @@ QUALITY = 95
 """Of the JPEG files that are written, of 100."""
 GROUPS_AHEAD = 1
 """Shards whose photographs are read while one is written."""
-JPEG_SIGNATURE, PNG_SIGNATURE = b"\xff\xd8", b"\x89PNG"
-START_OF_SCAN = b"\xff\xda"
-END_OF_IMAGE = b"\xff\xd9"
+JPEG_SIGNATURE = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
 class _Photograph:
     name: str
-    jpeg: bytes = b""
+    jpeg: bytes | None
+    """None where the file cannot be decoded."""
     image_size: tuple[int, int] = (0, 0)
-    problem: str | None = None
-    """What is wrong with the file; there is no image then."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def export_images(
     total = sum(len(group.sizes) for group in groups)
     todo = [group for group in groups if group.ref not in notes]
     done = total - sum(len(group.sizes) for group in todo)
-    damaged: list[_Photograph] = []
+    damaged: list[str] = []
     for group, futures in _loaded(todo, source, config):
         photographs = []
         for future in futures:
@@ -102,15 +99,14 @@ def export_images(
             done += 1
             if progress is not None:
                 progress(done, total)
-        problems = [photograph for photograph in photographs if photograph.problem is not None]
-        damaged += problems
-        if not problems:
+        broken = [photograph.name for photograph in photographs if photograph.jpeg is None]
+        damaged += broken
+        if not broken:
             notes[group.ref] = _write(out, group.ref, photographs, name, created_by.fingerprint)
     if damaged:
-        named = ", ".join(f"{photograph.name} ({photograph.problem})" for photograph in damaged)
         raise ShardError(
-            f"{source.url}: {len(damaged)} of {total} photographs are damaged: {named}; replace or remove these files, "
-            "then repeat the command (what is finished is kept)"
+            f"{source.url}: {len(damaged)} of {total} photographs cannot be decoded: {', '.join(damaged)}; "
+            "replace or remove these files, then repeat the command (what is finished is kept)"
         )
     manifest = _manifest(name, created_by, [notes[group.ref].entry for group in groups])
     wanted = {entry.file for entry in manifest.shards}
@@ -201,9 +197,7 @@ def _load(source: Storage, name: str, size: int, long_side: int) -> _Photograph:
     data = source.read(name, size)
     image = decode_photograph(data)
     if image is None:
-        return _Photograph(name, problem="cannot be decoded")
-    if _is_cut(data):
-        return _Photograph(name, problem="cut short")
+        return _Photograph(name, None)
     small = shrink(image, long_side)
     if small is not image or not data.startswith(JPEG_SIGNATURE):
         bgr = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
@@ -213,22 +207,9 @@ def _load(source: Storage, name: str, size: int, long_side: int) -> _Photograph:
     return _Photograph(name, data, (small.shape[1], small.shape[0]))
 
 
-def _is_cut(data: bytes) -> bool:
-    """Whether the end of a file is missing; decoders fill in grey without a word."""
-    if data.startswith(JPEG_SIGNATURE):
-        position = 2
-        while position + 4 <= len(data) and data[position : position + 2] != START_OF_SCAN:
-            filler = data[position] != 0xFF or data[position + 1] == 0xFF
-            position += 1 if filler else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        return END_OF_IMAGE not in data[position:]
-    if data.startswith(b"RIFF"):
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    return data.startswith(PNG_SIGNATURE) and b"IEND" not in data
-
-
 def _write(out: Storage, ref: SceneRef, photographs: Sequence[_Photograph], scene: str, fingerprint: str) -> ShardNote:
     """Write a shard, then the note that it is there."""
-    jpegs = [photograph.jpeg for photograph in photographs]
+    jpegs = [photograph.jpeg for photograph in photographs if photograph.jpeg is not None]
     shard = ImageShard(
         images=np.frombuffer(b"".join(jpegs), dtype=np.uint8),
         offsets=np.cumsum([0, *map(len, jpegs)], dtype=np.int64),

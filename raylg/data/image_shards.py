@@ -117,7 +117,7 @@ def read_image_shard(source: Path | bytes, where: str) -> ImageShard:
 
 
 def decode_photograph(data: bytes | np.ndarray) -> np.ndarray | None:
-    """Upright pixels, uint8 [H, W, 3] RGB, of an encoded photograph; None where it cannot be decoded."""
+    """Upright pixels, uint8 [H, W, 3] RGB, of an encoded photograph; None where it is damaged or cut short."""
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) if len(data) else None
     except cv2.error:  # more pixels than OpenCV takes

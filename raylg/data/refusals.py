@@ -70,7 +70,7 @@ def code(error: boto.ClientError) -> str:
 def is_transient(error: boto.ClientError) -> bool:
     """Whether the same request may succeed later."""
     status = _status(error)
-    return code(error) in TRANSIENT_CODES or (status >= 500 and status != 501)
+    return code(error) in TRANSIENT_CODES or (status >= 500 and status != 501 and code(error) not in REFUSALS)
 
 
 def describe(error: Exception) -> str:

@@ -172,6 +172,24 @@ def test_more_workers_than_the_machine_has(refused: Refused) -> None:
     assert "data.batch_size = 32: must be a multiple of scale.num_workers = 4096" in line
 
 
+def test_objective_that_nothing_gives(refused: Refused) -> None:
+    Path("photographs").mkdir()
+    (line,) = refused(tune.main, "--space", "lr_bs", "data=images", "data.path=photographs")
+    assert line.startswith("study.objective = 'val/auc@5': the pairs of data.source=images are scored by homography")
+    (line,) = refused(tune.main, *SPACE, "study.objective=val/corner_auc@3")
+    assert "data.source=mini are scored by pose; choose one of val/auc@5" in line
+    (line,) = refused(tune.main, *SPACE, "study.objective=megadepth1500/auc@5")
+    assert line == "benchmarks.megadepth1500.path = null: give the folder of the benchmark megadepth1500"
+    (line,) = refused(tune.main, *SPACE, "study.objective=hpatches/auc@5")
+    assert line.startswith("study.objective = 'hpatches/auc@5': must be one of val/auc@5")
+
+
+@pytest.mark.parametrize("main", [tune.main, train.main], ids=["tune", "train"])
+def test_benchmark_of_evaluate_given_to_another_command(main: Callable[[list[str]], int], refused: Refused) -> None:
+    (line,) = refused(main, *(SPACE if main is tune.main else []), "benchmark=megadepth1500")
+    assert line.startswith("benchmark = 'megadepth1500': ") and "evaluation.benchmarks=[megadepth1500]" in line
+
+
 def test_evaluate(tmp_path: Path, refused: Refused) -> None:
     assert refused(evaluate.main) == ["no checkpoint given: give one checkpoint, run or .pth file"]
     assert refused(evaluate.main, "a", "b") == ["a b: give one checkpoint, run or .pth file"]
@@ -181,6 +199,10 @@ def test_evaluate(tmp_path: Path, refused: Refused) -> None:
     assert "did you mean 'lr'?" in refused(evaluate.main, "lightglue.pth", "optim.rl=3")[0]
     (line,) = refused(evaluate.main, "lightglue.pth", "data=shards", "data.path=nowhere")
     assert line.startswith("data.path: nowhere does not exist")
+    benchmark = ("benchmark=megadepth1500", "benchmarks.megadepth1500.path=nowhere")
+    assert "nowhere is missing; expected is" in refused(evaluate.main, "lightglue.pth", *benchmark)[0]
+    (line,) = refused(evaluate.main, "lightglue.pth", *benchmark, "--split", "val")
+    assert line == "--split val and benchmark=megadepth1500: give one of them"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +284,7 @@ def test_answers_without_torch_and_ray(tmp_path: Path) -> None:
         [*SPACE, "data=shards", "data.path=nowhere"],
         [*SPACE, "model/extractor=superpoint", "model.extractor.weights=open"],
         [*SPACE, "scale.num_workers=4096", "data.batch_size=4096"],
+        [*SPACE, "study.objective=megadepth1500/auc@5", "benchmarks.megadepth1500.path=nowhere"],
     ]
     commands = [("tune", words) for words in tune_words]
     commands.append(("train", ["data=shards", "data.path=nowhere"]))

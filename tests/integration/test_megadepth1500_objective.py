@@ -17,7 +17,7 @@ from raylg.evaluation.benchmarks import score_pairs
 from raylg.evaluation.pair_scores import PairScores
 from raylg.models.nearest_neighbor import NearestNeighbor
 from raylg.schema import override
-from raylg.training.benchmarks import benchmark_protocol, ensure_benchmark, open_benchmark
+from raylg.training.benchmarks import benchmark_protocol, ensure_benchmark, open_benchmark, prepare_benchmark
 from raylg.training.config import RunConfig
 from tests.unit.data.megadepth_tree import write_loftr_tree
 
@@ -107,8 +107,8 @@ def test_features_of_the_benchmark_find_the_real_poses(tree: Path, tmp_path: Pat
     """Extraction, original pixels and cameras fit together: nearest neighbours alone recover most poses."""
     values = {
         "benchmarks.megadepth1500.path": str(tree),
-        "benchmarks.megadepth1500.resize": 800,
-        "benchmarks.megadepth1500.num_keypoints": 1024,
+        "benchmarks.megadepth1500.resize": 640,
+        "benchmarks.megadepth1500.num_keypoints": 768,
         "data.cache_dir": str(tmp_path),
     }
     config = override(RunConfig(), values)
@@ -116,7 +116,7 @@ def test_features_of_the_benchmark_find_the_real_poses(tree: Path, tmp_path: Pat
     assert manifest.splits["test"].num_pairs == NUM_PAIRS
     dataset = open_benchmark(config, "megadepth1500")
     batch = dataset.batch(np.array([[0, 0]]))
-    assert batch.view0.image_size.max() == 800  # enlarged
+    assert batch.view0.image_size.max() == 640  # enlarged
     assert batch.view0.original_size is not None and batch.view0.original_size.max() == 400
     indices = evaluation_indices(dataset, None)
     protocol = benchmark_protocol(config, "megadepth1500")
@@ -137,6 +137,21 @@ def test_shards_of_the_benchmark_are_prepared_where_the_user_wants(
     assert open_benchmark(override(RunConfig(), options), "megadepth1500").num_pairs == NUM_PAIRS
     assert prepare.main([*words, "benchmarks.megadepth1500.resize=640"]) == 2
     assert "out = 'shards': holds 'shards' already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_shards_of_the_benchmark_may_be_in_a_bucket(tree: Path, tmp_path: Path, bucket: str) -> None:
+    url = f"s3://{bucket}/megadepth1500"
+    options = {key: int(value) for key, _, value in (word.partition("=") for word in BENCHMARK)}
+    config = override(RunConfig(), options | {"data.cache_dir": str(tmp_path)})
+    source = override(config, {"benchmarks.megadepth1500.path": str(tree)})
+    prepare_benchmark(source, "megadepth1500", url)
+    ensure_benchmark(source, "megadepth1500")
+    dataset = open_benchmark(override(config, {"benchmarks.megadepth1500.path": url}), "megadepth1500")
+    local = open_benchmark(source, "megadepth1500")
+    assert dataset.data_hash == local.data_hash
+    index = np.array([[0, 0]])
+    assert dataset.batch(index).names == local.batch(index).names
 
 
 def test_absent_benchmark_is_answered_before_anything_starts(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_package_and_both_folders(installed: Path) -> None:
     expected = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "raylg").rglob("*.py")}
+    expected |= {path.relative_to(REPOSITORY) for path in (REPOSITORY / "raylg/data/scene_lists").glob("*.txt")}
     for folder in FOLDERS:
         files = [path.relative_to(REPOSITORY) for path in (REPOSITORY / folder).rglob("*.yaml")]
         assert files

@@ -25,7 +25,7 @@ class FakeS3:
         log: method and path of each request, with its range.
         faults: of the next requests, one each: an error code with its status ("503 SlowDown"), "cut" (half of the body,
             then the end), "stall" (half of the body, then nothing), "reset" (no answer), "short" (a correct answer of
-            a shorter file), or "ok".
+            a shorter file), "replaced" (afterwards the file is another one, its bytes reversed), or "ok".
         always: the fault of all requests that have none of their own.
         delay_s: before each answer.
         most_at_once: largest number of requests that were answered at a time.
@@ -123,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         start, stop = int(match[1]), min(int(match[2]) + 1, len(data))
         if start >= len(data):
             return self._error(416, "InvalidRange")
+        if self.fault == "replaced":
+            files[key] = data[::-1]
         span = f"bytes {start}-{stop - 1}/{len(data)}"
         return self._send(206, data[start:stop], {"Content-Range": span, "ETag": f'"{hash(data)}"'})
 

@@ -226,7 +226,8 @@ PROGRAM = """
 
     if __name__ == "__main__":
         options = export_options(images_per_shard=7, num_processes=2)
-        export_features(FakeSource(names=(("a", "train"), ("b", "val")), num_views=60), Slow, Storage(sys.argv[1]), options)
+        source = FakeSource(names=(("a", "train"), ("b", "val")), num_views=60)
+        export_features(source, Slow, Storage(sys.argv[1]), options)
 """
 
 

@@ -160,6 +160,9 @@ def test_what_shrinks_much_is_averaged(factor: int) -> None:
     (view,) = warp_views(image, [np.diag([1 / factor, 1 / factor, 1])], (96 // factor, 72 // factor))
     planes = image.permute(2, 0, 1).float()[:, :72, :96]
     torch.testing.assert_close(view, F.avg_pool2d(planes, factor), atol=2e-2, rtol=0)
+    constant = torch.full((75, 101, 3), 200, dtype=torch.uint8)
+    (view,) = warp_views(constant, [np.diag([1 / factor, 1 / factor, 1])], (101 // factor, 75 // factor))
+    torch.testing.assert_close(view, torch.full_like(view, 200))
 
 
 @pytest.mark.parametrize("factor", [1.6, 3.3, 10])

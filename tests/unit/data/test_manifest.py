@@ -18,6 +18,8 @@ from raylg.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from raylg.data.storage import Storage
+from raylg.data.storage import Storage
 from raylg.errors import ShardError
 
 
@@ -35,40 +37,40 @@ def make_manifest() -> Manifest:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    write_manifest(tmp_path, make_manifest())
-    assert read_manifest(tmp_path) == make_manifest()
+    write_manifest(Storage(tmp_path), make_manifest())
+    assert read_manifest(Storage(tmp_path)) == make_manifest()
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"holds no manifest\.json.*repeat the command"):
-        read_manifest(tmp_path)
+        read_manifest(Storage(tmp_path))
     with pytest.raises(ShardError, match="does not exist"):
-        read_manifest(tmp_path / "nowhere")
+        read_manifest(Storage(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("found", [2, "1", None])
 def test_other_formats(tmp_path: Path, found: object) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format": found}))
     with pytest.raises(ShardError, match=f"format {found!r}, but this version reads format 1"):
-        read_manifest(tmp_path)
+        read_manifest(Storage(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", '{"format": 1}', '{"format": 1, "name": "x", "shards": 3}'])
 def test_broken(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ShardError, match=r"manifest\.json"):
-        read_manifest(tmp_path)
+        read_manifest(Storage(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"split": "training"}, {"colour": "red"}])
 def test_broken_entries(tmp_path: Path, change: dict[str, str]) -> None:
-    write_manifest(tmp_path, make_manifest())
+    write_manifest(Storage(tmp_path), make_manifest())
     values = json.loads((tmp_path / "manifest.json").read_text())
     values["shards"][0] |= change
     (tmp_path / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(ShardError, match=r"broken manifest .*(training|colour)"):
-        read_manifest(tmp_path)
+        read_manifest(Storage(tmp_path))
 
 
 def test_data_hash_follows_the_data_only() -> None:

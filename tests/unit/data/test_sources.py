@@ -117,7 +117,7 @@ def test_travels_to_another_process(written: Writes, monkeypatch: pytest.MonkeyP
     [
         (
             "user_scenez:Source",
-            r"there is no module 'user_scenez' in .* run from the folder that holds user_scenez\.py",
+            r"there is no module 'user_scenez' in .* from the folder that holds user_scenez\.py",
         ),
         ("gone.scenes:Source", r"there is no module 'gone\.scenes' in .* holds gone/scenes\.py"),
         ("user_scenes:Sourc", r"user_scenes \(.*user_scenes\.py\) has no 'Sourc'.*did you mean 'Source'\?"),
