@@ -36,7 +36,7 @@ class Config(RunConfig):
 
     study: StudyConfig = field(default_factory=StudyConfig)
     out: str | None = None
-    """Folder that `prepare` writes feature shards to."""
+    """Folder or s3:// URL that `prepare` writes shards to."""
     benchmark: BenchmarkName | None = None
     """What `evaluate` scores, and `prepare` extracts features of, instead of the data set."""
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 
 from raylg.cluster.resources import worker_resources
 from raylg.cluster.scheduler import LedgerScheduler, LedgerSearch, Observer, StopWhenFatal
@@ -119,8 +120,17 @@ def _tune(directory: StudyDirectory, session: RaySession, ledger: Ledger, schedu
             verbose=0,
         ),
     )
+    _keep_credentials()
     tuner.fit()
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_credentials() -> None:
+    """Stop Tune from passing AWS keys on to trials: Ray writes such variables into logs and shows them on its pages.
+
+    Trials find what the node has: its role, or the environment that Ray was started in, here this process's own.
+    """
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in class_cache.ENV_VARS_TO_PROPAGATE if not n.startswith("AWS_")}
 
 
 def _trial_name(trial: Any) -> str:

@@ -79,6 +79,21 @@ class ShardCache:
                 return None
             return path
 
+    def is_coming(self, entry: ShardEntry) -> bool:
+        """Whether another process or thread is downloading the shard just now."""
+        try:
+            file = os.open(self.root / f"{entry.sha256}.lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
+        return False
+
     def drop(self, entry: ShardEntry) -> None:
         """Delete a damaged file."""
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from raylg.data.storage import Storage
 from raylg.errors import ShardError
 from raylg.geometry.depth import sample_depth
 
-KEPT_SHARDS = 4
+KEPT_SHARDS = 8
 """Images whose features are in memory at a time, in shards: one that is made, the others for later ones."""
 
 

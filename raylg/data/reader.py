@@ -91,9 +91,10 @@ class ShardReader:
     def fetch(self, entry: ShardEntry) -> None:
         """Bring a shard here ahead of need, into memory where it cannot be kept on disk; errors as of `read`.
 
-        Nothing to do for a local folder. In memory are at most twice `data.storage.parallel_reads` shards.
+        Nothing to do for a local folder. In memory are at most twice `data.storage.parallel_reads` shards. What another
+        worker of this machine is downloading is left to it, so that workers share the downloads instead of waiting.
         """
-        if self.storage.local is not None:
+        if self.storage.local is not None or (self.cache is not None and self.cache.is_coming(entry)):
             return
         if self.cache is not None and self.cache.get(entry, lambda: self._once(entry)) is not None:
             self._take(entry)
@@ -171,4 +172,5 @@ class ShardReader:
                 logger.warning("%s; it is read again", str(error).partition(";")[0])
             else:
                 break
+        self._verified.add(entry.sha256)  # and what the cache writes of it
         return data

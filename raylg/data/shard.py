@@ -24,7 +24,6 @@ import numpy as np
 
 from raylg.data.manifest import FORMAT, ShardEntry
 from raylg.data.scene import Split
-from raylg.data.storage import write_atomically
 from raylg.errors import ShardError
 
 
@@ -179,13 +178,6 @@ def entry_of(name: str, shard: Shard, data: bytes) -> ShardEntry:
         scene=shard.scene,
         split=shard.split,
     )
-
-
-def write_shard(path: Path, shard: Shard) -> ShardEntry:
-    """Write a local file atomically and return the entry for the manifest; errors as of `shard_bytes`."""
-    data = shard_bytes(shard)
-    write_atomically(path, data)
-    return entry_of(path.name, shard, data)
 
 
 def read_shard(source: Path | bytes, where: str | None = None) -> Shard:

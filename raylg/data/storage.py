@@ -6,6 +6,7 @@ written under a temporary name and renamed, and a bucket shows a file when its l
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -187,7 +188,8 @@ class _LocalFiles:
             for name in names:
                 path = os.path.join(folder, name)
                 if path.startswith(prefix) and not is_temporary(name):
-                    found[path] = os.stat(path).st_size
+                    with contextlib.suppress(FileNotFoundError):  # deleted by another process
+                        found[path] = os.stat(path).st_size
         return found
 
     def delete(self, key: str) -> None:

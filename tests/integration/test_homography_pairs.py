@@ -147,3 +147,27 @@ def test_memory_does_not_grow(shards: Path) -> None:
     for start in range(5, 35, 5):
         show(range(start, start + 5))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60
+
+
+def test_photographs_and_shards_in_a_bucket(photo_dir: Path, tmp_path: Path, bucket: str, shards: Path) -> None:
+    """The same shards as from a folder, and the same pairs, with and without a cache on this machine."""
+    photographs = Storage(f"s3://{bucket}/photos")
+    for k in range(9):
+        scene = SCENES[k % len(SCENES)]
+        path = sorted((photo_dir / scene / "images").glob("*.jpg"))[k]
+        photographs.write(f"{scene}-{k}.jpg", path.read_bytes())
+    out = Storage(f"s3://{bucket}/shards")
+    created_by = CreatedBy(version="0", git_sha=None, command="test", config={}, fingerprint="x")
+    data = config(replace(SMALL, photometric=0.5))
+    manifest = export_images(replace(data, path=(photographs.url,)), out, created_by)
+    local = open_pairs(shards, data)
+    assert sorted(entry.file for entry in manifest.shards) == sorted(entry.file for entry in local.manifest.shards)
+    expected = pair_rows([local.batch(np.array([(0, 0, 0), (2, 1, 1)]))])
+    for cache_gb in (1.0, 0.0):
+        remote = replace(data, cache_dir=str(tmp_path), storage=replace(data.storage, cache_gb=cache_gb))
+        extractor = make_batch_extractor(ExtractorConfig(max_num_keypoints=KEYPOINTS))
+        reader = ShardReader.open(out.url, remote)
+        dataset = HomographyPairs(reader, "train", KEYPOINTS, remote, extractor=extractor, seed=7)
+        for shard in range(3):
+            dataset.fetch(shard)
+        assert pair_rows([dataset.batch(np.array([(0, 0, 0), (2, 1, 1)]))]) == expected

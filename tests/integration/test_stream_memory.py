@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, SplitCounts, write_manifest
-from raylg.data.shard import Shard, write_shard
+from raylg.data.shard import Shard
 from raylg.data.storage import Storage
+from tests.shards import write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES_PER_SHARD, KEYPOINTS, DIM = 64, 256, 128

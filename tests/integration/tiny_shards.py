@@ -10,8 +10,9 @@ import numpy as np
 
 from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, SplitCounts, write_manifest
 from raylg.data.scene import Split
-from raylg.data.shard import Shard, write_shard
+from raylg.data.shard import Shard
 from raylg.data.storage import Storage
+from tests.shards import write_shard
 
 NUM_POINTS = 48
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0

@@ -17,9 +17,10 @@ from raylg.data.dataset import PairDataset
 from raylg.data.manifest import CreatedBy, ExtractorInfo, Manifest, ShardEntry, SplitCounts, write_manifest
 from raylg.data.reader import ShardReader
 from raylg.data.resize import encode_thumbnail
-from raylg.data.shard import Shard, write_shard
+from raylg.data.shard import Shard
 from raylg.data.storage import Storage
 from raylg.data.stream import stream_batches
+from tests.shards import write_shard
 
 DIM, KEYPOINTS, IMAGES = 8, 20, 5
 PAIRS = np.array([[i, j] for i in range(IMAGES) for j in range(i + 1, IMAGES)], dtype=np.int32)

@@ -211,13 +211,15 @@ def test_a_search_over_a_bucket_is_continued_after_a_kill(
     commands.kill(first)
     before = {path: path.read_bytes() for path in finished()}
     manifest = json.loads((prepared / "manifest.json").read_text())
-    assert len(list((cache / "shards").glob("*.h5"))) > 0
+    kept = len(list((cache / "shards").glob("*.h5")))
+    assert kept > 0
     assert proxy.count("GET", ".h5") <= len(manifest["shards"])  # ranks and trials share what one has read
 
     proxy.heal()
     printed = commands.run("tune", *words)
     assert sorted(path.name for path in (study / "trials").iterdir()) == ["0000", "0001", "0002"]
     assert {path: path.read_bytes() for path in before} == before  # what was finished was not repeated
+    assert proxy.count("GET", ".h5") <= len(manifest["shards"]) - kept  # what was kept is not read again
     assert "best: trial" in printed and (study / "best.yaml").is_file()
     assert len(list((cache / "shards").glob("*.h5"))) == len(manifest["shards"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -103,8 +104,6 @@ def test_content_that_is_not_what_the_manifest_says(folder: Path) -> None:
 
 
 def test_file_that_is_no_shard_though_its_hash_fits(folder: Path) -> None:
-    import hashlib
-
     entry = manifest_of(folder).shards[0]
     (folder / entry.file).write_bytes(b"no HDF5")
 

@@ -195,7 +195,7 @@ def test_all_damaged_photographs_are_named(photos: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     contents = {path: path.read_bytes() for path in photos.rglob("*.*")}
     damaged = {
-        "trip 0/0.jpg": contents[photos / "trip 0" / "0.jpg"][:-1],
+        "trip 0/0.jpg": contents[photos / "trip 0" / "0.jpg"][:-3],
         "deep/er/drawing.png": contents[photos / "deep" / "er" / "drawing.png"][:-30],
         "modern.webp": contents[photos / "modern.webp"][:-50],
         "empty.jpg": b"",

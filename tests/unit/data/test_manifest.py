@@ -19,7 +19,6 @@ from raylg.data.manifest import (
     write_manifest,
 )
 from raylg.data.storage import Storage
-from raylg.data.storage import Storage
 from raylg.errors import ShardError
 
 
@@ -63,14 +62,44 @@ def test_broken(tmp_path: Path, text: str) -> None:
         read_manifest(Storage(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"split": "training"}, {"colour": "red"}])
+CHANGES = [{"split": "training"}, {"colour": "red"}, {"file": "../x.h5"}, {"file": "/x.h5"}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_broken_entries(tmp_path: Path, change: dict[str, str]) -> None:
     write_manifest(Storage(tmp_path), make_manifest())
     values = json.loads((tmp_path / "manifest.json").read_text())
     values["shards"][0] |= change
     (tmp_path / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(ShardError, match=r"broken manifest .*(training|colour)"):
+    with pytest.raises(ShardError, match=r"broken manifest .*(training|colour|x\.h5' is not within)"):
         read_manifest(Storage(tmp_path))
+
+
+@pytest.mark.parametrize(("content", "extractor"), [("features", None), ("images", {}), ("sounds", {})])
+def test_content_and_extractor_must_fit(tmp_path: Path, content: str, extractor: object) -> None:
+    write_manifest(Storage(tmp_path), make_manifest())
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(values | {"content": content, "extractor": extractor}))
+    with pytest.raises(ShardError, match=f"broken manifest .*content '{content}'"):
+        read_manifest(Storage(tmp_path))
+
+
+def test_shards_of_images(tmp_path: Path) -> None:
+    images = replace(make_manifest(), content="images", extractor=None)
+    write_manifest(Storage(tmp_path), images)
+    assert read_manifest(Storage(tmp_path)) == images
+
+
+def test_older_manifests_hold_features(tmp_path: Path) -> None:
+    write_manifest(Storage(tmp_path), make_manifest())
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    del values["content"]
+    (tmp_path / "manifest.json").write_text(json.dumps(values))
+    assert read_manifest(Storage(tmp_path)) == make_manifest()
+
+
+def test_data_hash_is_the_same_in_every_version() -> None:
+    assert data_hash(make_manifest()) == "1890a6e70337"
 
 
 def test_data_hash_follows_the_data_only() -> None:

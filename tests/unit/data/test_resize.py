@@ -5,8 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from raylg.data.resize import decode_thumbnail, encode_thumbnail, shrink
+from raylg.data.resize import decode_thumbnail, encode_thumbnail, fit, shrink
 from raylg.errors import ShardError
 
 
@@ -24,6 +25,28 @@ from raylg.errors import ShardError
 def test_sizes(shape: tuple[int, ...], long_side: int | None, expected: tuple[int, ...]) -> None:
     image = np.zeros(shape, np.uint8)
     assert shrink(image, long_side).shape == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "long_side", "expected"),
+    [
+        ((48, 64, 3), 1600, (1200, 1600, 3)),
+        ((480, 640, 3), 320, (240, 320, 3)),
+        ((48, 64, 3), 64, (48, 64, 3)),
+        ((48, 64, 3), None, (48, 64, 3)),
+    ],
+)
+def test_sizes_that_fit(shape: tuple[int, ...], long_side: int | None, expected: tuple[int, ...]) -> None:
+    image = np.zeros(shape, np.uint8)
+    assert fit(image, long_side).shape == expected
+
+
+def test_enlarging_is_bilinear_between_pixel_centres() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image)[None, None].float(), (75, 100), mode="bilinear", align_corners=False
+    )
+    np.testing.assert_allclose(fit(image, 100), expected[0, 0].numpy(), atol=1)
 
 
 @pytest.mark.parametrize("long_side", [300, 201, 150, 97])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from raylg.data.shard import ARRAYS, Shard, read_shard, verify_shard, write_shard
+from raylg.data.shard import ARRAYS, Shard, entry_of, read_shard, shard_bytes, verify_shard
 from raylg.errors import ShardError
+from tests.shards import write_shard
+
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def make_shard(counts: tuple[int, ...] = (3, 0, 4), *, scale_ori: bool = True) -> Shard:
@@ -71,9 +77,41 @@ def test_arrays_are_plain_for_other_readers(tmp_path: Path) -> None:
         assert file["thumbnails"][a:b].tobytes() == b"\x01" * 5
 
 
-def test_same_content_same_bytes(tmp_path: Path) -> None:
-    first, second = (write_shard(tmp_path / name, make_shard()) for name in ("a.h5", "b.h5"))
-    assert first.sha256 == second.sha256
+def test_same_content_same_bytes() -> None:
+    data = shard_bytes(make_shard())
+    script = (
+        "import hashlib, sys; from tests.unit.data.test_shard import make_shard, shard_bytes; "
+        "sys.stdout.write(hashlib.sha256(shard_bytes(make_shard())).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert shard_bytes(make_shard()) == data
+    assert other.stdout == hashlib.sha256(data).hexdigest()
+
+
+def test_from_bytes() -> None:
+    shard = make_shard()
+    data = shard_bytes(shard)
+    entry = entry_of("x/a.h5", shard, data)
+    assert (entry.file, entry.bytes, entry.sha256) == ("x/a.h5", len(data), hashlib.sha256(data).hexdigest())
+    verify_shard(data, entry)
+    np.testing.assert_array_equal(read_shard(data, "s3://b/x/a.h5").descriptors, shard.descriptors)
+    with pytest.raises(ShardError, match=r"s3://b/x/a\.h5: cannot be read as a shard"):
+        read_shard(data[:-1], "s3://b/x/a.h5")
+    with pytest.raises(ShardError, match=rf"s3://b/x/a\.h5: {len(data) - 1} bytes, but the manifest says {len(data)}"):
+        verify_shard(data[:-1], entry, "s3://b/x/a.h5")
+    with pytest.raises(ShardError, match="SHA-256"):
+        verify_shard(bytes(len(data)), entry, "s3://b/x/a.h5")
+
+
+def test_sizes_before_resizing_are_optional(tmp_path: Path) -> None:
+    sizes = np.array([[1600, 1200]] * 3, dtype=np.int32)
+    again = read_shard(shard_bytes(replace(make_shard(), original_size=sizes)))
+    assert again.original_size is not None
+    np.testing.assert_array_equal(again.original_size, sizes)
+    write_shard(tmp_path / "a.h5", make_shard())
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert "original_size" not in file  # as older versions wrote it
+    assert read_shard(tmp_path / "a.h5").original_size is None
 
 
 def test_nothing_but_the_shard_is_left(tmp_path: Path) -> None:
@@ -141,6 +179,7 @@ def test_another_format(tmp_path: Path) -> None:
         ({"thumbnails": (b"",)}, "1 thumbnails for 3 images"),
         ({"pairs": np.array([[0, 3], [0, 1]], np.int32)}, "index the 3 images"),
         ({"pairs": np.array([[1, 1], [0, 1]], np.int32)}, "two different images"),
+        ({"original_size": np.zeros((3, 2))}, r"original_size is float64 \[3, 2\], expected int32"),
         ({"overlap": np.zeros(1, np.float32)}, r"overlap is float32 \[1\], expected float32 \[2\]"),
     ],
 )
