@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 
 class OpenShards(Generic[T]):
-    """Shards by their number, the least recently used of which make room. May be used from several threads.
+    """Shards by their number. May be used from several threads.
 
-    At most `open_shards` stay in memory beside those that callers hold, and as many again where shards come from a
-    bucket without a cache: `fetch` keeps them here, because it has no other place.
+    Those that were used last stay in memory: `open_shards` and a quarter more, because it is not always the finished one
+    that was not used for the longest time. Where shards come from a bucket without a cache, `open_shards` more that
+    `fetch` brought stay until they are used.
     """
 
     def __init__(
@@ -29,38 +30,45 @@ class OpenShards(Generic[T]):
         Args:
             reader: of the data set.
             entries: the shards.
-            open_shards: at least 1.
+            open_shards: that are used at a time, at least 1.
             read: reads one with `reader`.
         """
-        self._reader, self._entries, self._read = reader, entries, read
+        self._reader, self._entries, self._read, self._open_shards = reader, entries, read, open_shards
         self._fetch_keeps = reader.storage.local is None and reader.cache is None
-        self._limit = open_shards * (2 if self._fetch_keeps else 1)
         self._open: OrderedDict[int, _Slot[T]] = OrderedDict()
+        self._ahead: dict[int, _Slot[T]] = {}
         self._lock = Lock()
 
     def __getitem__(self, index: int) -> T:
         """Raises what `read` raises."""
         with self._lock:
             if index not in self._open:
-                while len(self._open) >= self._limit:
-                    self._open.popitem(last=False)
-                self._open[index] = _Slot()
+                self._open[index] = self._ahead.pop(index) if index in self._ahead else _Slot()
             self._open.move_to_end(index)
+            while len(self._open) > self._open_shards + self._open_shards // 4:
+                self._open.popitem(last=False)
             slot = self._open[index]
-        with slot.lock:  # one thread reads it; those that want another shard go on
-            if slot.content is None:
-                slot.content = self._read(self._entries[index])
-            return slot.content
+        return self._content(index, slot)
 
     def fetch(self, index: int) -> None:
         """Bring a shard near ahead of need: into the cache of this machine, or into memory where there is no cache.
 
-        Nothing to do for a local folder. Raises what `read` raises.
+        Nothing to do for a local folder, or where the memory for this is full. Raises what `read` raises.
         """
-        if self._fetch_keeps:
-            self[index]
-        else:
+        if not self._fetch_keeps:
             self._reader.fetch(self._entries[index])
+            return
+        with self._lock:
+            if index in self._open or index in self._ahead or len(self._ahead) >= self._open_shards:
+                return
+            slot = self._ahead[index] = _Slot()
+        self._content(index, slot)
+
+    def _content(self, index: int, slot: _Slot[T]) -> T:
+        with slot.lock:  # one thread reads it; those that want another shard go on
+            if slot.content is None:
+                slot.content = self._read(self._entries[index])
+            return slot.content
 
 
 @dataclass

@@ -146,9 +146,9 @@ class _SiftProcesses:
             return list(self._pool.map(_extract_in_process, arrays))
         except BrokenProcessPool as error:
             raise EnvironmentUnfitError(
-                "a process that extracts SIFT was killed, most likely for lack of memory, or could not start; use fewer "
-                "threads per worker (scale.cpus_per_worker). A script of your own must be a file, with what it does "
-                'under `if __name__ == "__main__":`'
+                "a process that extracts SIFT was killed, most likely for lack of memory, or could not start; use "
+                "fewer threads per worker (scale.cpus_per_worker). A script of your own must be a file that works "
+                'under `if __name__ == "__main__":` only'
             ) from error
 
 

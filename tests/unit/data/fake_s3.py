@@ -69,6 +69,7 @@ def fake_s3() -> Iterator[FakeS3]:
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeS3
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -23,7 +23,7 @@ from tests.unit.data.fake_s3 import FakeS3, fake_s3
 SECRET = "very-secret-indeed"
 LARGE = random.Random(0).randbytes(100_000)
 PATIENT = StorageConfig(timeout_s=0.4, deadline_s=20)
-IMPATIENT = StorageConfig(timeout_s=0.15, deadline_s=0.8)
+IMPATIENT = StorageConfig(timeout_s=0.15, deadline_s=0.6)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_the_deadline_ends_everything(fake: FakeS3, fault: str, cause: str) -> N
     for call in calls:
         started = time.monotonic()
         with pytest.raises(
-            EnvironmentUnfitError, match=rf"s3://bucket/set.*deadline_s = 0\.8 s; [1-9]\d* requests failed.*{cause}"
+            EnvironmentUnfitError, match=rf"s3://bucket/set.*deadline_s = 0\.6 s; [1-9]\d* requests failed.*{cause}"
         ):
             call()
         assert time.monotonic() - started < 2.0
