@@ -17,8 +17,8 @@ T = TypeVar("T")
 class OpenShards(Generic[T]):
     """Shards by their number. May be used from several threads.
 
-    Those that were used last stay in memory: `open_shards` and a quarter more, because it is not always the finished one
-    that was not used for the longest time. Where shards come from a bucket without a cache, `open_shards` more that
+    Those that were used last stay in memory: `open_shards` and a quarter more, because it is not always the finished
+    one that was not used for the longest time. Where shards come from a bucket without a cache, `open_shards` more that
     `fetch` brought stay until they are used.
     """
 

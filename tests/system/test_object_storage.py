@@ -41,7 +41,7 @@ SEARCH = [
     "evaluation.num_keypoints=64",
     "train.num_pairs=24",
     "train.report_every=8",
-    "study.num_trials=3",
+    "study.num_trials=2",
     "study.scheduler.grace_pairs=8",
 ]
 
@@ -217,7 +217,7 @@ def test_a_search_over_a_bucket_is_continued_after_a_kill(
 
     proxy.heal()
     printed = commands.run("tune", *words)
-    assert sorted(path.name for path in (study / "trials").iterdir()) == ["0000", "0001", "0002"]
+    assert sorted(path.name for path in (study / "trials").iterdir()) == ["0000", "0001"]
     assert {path: path.read_bytes() for path in before} == before  # what was finished was not repeated
     assert proxy.count("GET", ".h5") <= len(manifest["shards"]) - kept  # what was kept is not read again
     assert "best: trial" in printed and (study / "best.yaml").is_file()
