@@ -1,7 +1,7 @@
 """Files in buckets of S3-compatible stores: each request is repeated with back-off, and all ends by a deadline.
 
 s3fs finds the credentials, connects, and runs all requests of a process in one thread. Bodies are taken from its
-client piece by piece and joined in the caller's thread, which costs half the time of its own `cat_file`.
+client and go piece by piece to where they belong in the result, which costs half the time of its own `cat_file`.
 """
 
 from __future__ import annotations
@@ -69,16 +69,6 @@ class _Work:
         return {"Bucket": bucket, "Key": key}
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A range of a file."""
-
-    blocks: list[bytes]
-    total: int | None
-    """Bytes of the whole file, None where it ends before the range."""
-    version: str
-
-
 class _Sending(io.BytesIO):
     """A body that knows when its last bytes were taken."""
 
@@ -126,7 +116,7 @@ class BucketFiles:
 
     def read(self, key: str, size: int | None) -> bytes:
         """See `Storage.read`."""
-        return b"".join(self._run(self._read, key, "read", size))
+        return self._run(self._read, key, "read", size)
 
     def write(self, key: str, data: bytes) -> None:
         """See `Storage.write`."""
@@ -153,69 +143,82 @@ class BucketFiles:
             raise self._too_late(started) from error
         return result
 
-    async def _read(self, work: _Work, size: int | None) -> list[bytes]:
-        wanted, total = size, None
+    async def _read(self, work: _Work, size: int | None) -> bytes:
         for _ in range(WRONG_SIZES):
-            try:
-                parts = await self._parts(work, size)
-            except boto.ClientError as error:
-                raise ShardError(f"s3://{work.key}: no such file; prepare the data again") from error
-            wanted = parts[0].total if size is None else size
-            total = next((part.total for part in parts if part.total != wanted), wanted)
-            if total == wanted and len({part.version for part in parts}) == 1:
-                return [block for part in parts for block in part.blocks]
-        found = "fewer" if total is None else total
+            wanted = await self._size(work, None) if size is None else size
+            if wanted is None:
+                raise _missing(work)
+            buffer = io.BytesIO(bytes(wanted))  # never copied: it becomes the result
+            with buffer.getbuffer() as target:
+                found = await self._parts(work, target)
+            if len(found) == 1 and found[0][0] == wanted:
+                return buffer.getvalue()
+        total = next((total for total, _ in found if total != wanted), wanted)
         raise ShardError(
-            f"s3://{work.key}: {found} bytes, but {wanted} were expected; it was cut or replaced after it was "
-            "written; prepare the data again, or copy it again"
+            f"s3://{work.key}: {'fewer' if total is None else total} bytes, but {wanted} were expected; it was cut or "
+            "replaced after it was written; prepare the data again, or copy it again"
         )
 
-    async def _parts(self, work: _Work, size: int | None) -> list[_Part]:
-        """All ranges of a file, after the first one together."""
-        first = [await self._part(work, 0, PART_BYTES)] if size is None else []
-        end = (first[0].total or 0) if first else max(size or 0, 1)  # an empty file must be there, too
-        tasks = [
-            asyncio.ensure_future(self._part(work, start, PART_BYTES))
-            for start in range(len(first) * PART_BYTES, end, PART_BYTES)
-        ]
+    async def _parts(self, work: _Work, target: memoryview) -> list[tuple[int | None, str]]:
+        """Fill `target` with all ranges of a file at a time; what `_part` returns, without repetitions."""
+        starts = range(0, max(len(target), 1), PART_BYTES)  # an empty file must be there, too
+        tasks = [asyncio.ensure_future(self._part(work, target, start)) for start in starts]
         try:
-            return [*first, *await asyncio.gather(*tasks)]
+            return list(dict.fromkeys(await asyncio.gather(*tasks)))
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # nobody writes from here on
 
-    async def _part(self, work: _Work, start: int, length: int) -> _Part:
-        """A range, shorter where the file ends.
+    async def _part(self, work: _Work, target: memoryview, start: int) -> tuple[int | None, str]:
+        """Fill a range of `target`.
+
+        Returns:
+            Bytes of the whole file (None: it ends before the range) and its version. Where it has another size than
+            `target`, nothing is filled.
 
         Raises:
-            ClientError: no such file.
+            ShardError: no such file.
         """
+        end = min(start + PART_BYTES, len(target))
 
-        async def request(client: Any) -> _Part:
-            response = await client.get_object(**work.target, Range=f"bytes={start}-{start + length - 1}")
-            body = response["Body"]
+        async def request(client: Any) -> tuple[int | None, str]:
+            response = await client.get_object(**work.target, Range=f"bytes={start}-{start + PART_BYTES - 1}")
+            body, total, position = response["Body"], _total(response), start
             try:
-                blocks = [block async for block, _ in body.raw_stream.content.iter_chunks()]
+                if total == len(target):
+                    async for block, _ in body.raw_stream.content.iter_chunks():
+                        position += len(block)
+                        if position > end:
+                            break
+                        target[position - len(block) : position] = block
+                    if position != end:
+                        raise OSError(f"{position - start} bytes instead of {end - start}")
             finally:
                 body.close()  # an unfinished connection is of no more use; a finished one is kept
-            received = sum(map(len, blocks))
-            total = int(response["ContentRange"].rpartition("/")[2]) if "ContentRange" in response else received
-            if received != min(total - start, length):
-                raise OSError(f"{received} bytes instead of {min(total - start, length)}")
-            return _Part(blocks, total, response.get("ETag", ""))
+            return total, response.get("ETag", "")
 
         try:
             return await self._repeat(work, request, NO_FILE | NO_RANGE)
         except boto.ClientError as error:
             if code(error) in NO_FILE:
-                raise
-            return _Part([], 0 if start == 0 else None, "")  # no byte 0: an empty file
+                raise _missing(work) from error
+            return (0 if start == 0 else None), ""  # no byte 0: an empty file
 
     async def _size(self, work: _Work, _: None) -> int | None:
-        try:  # not a HEAD request: its answer has no room for the reason of a refusal
-            return (await self._part(work, 0, 1)).total
-        except boto.ClientError:
-            return None
+        async def request(client: Any) -> int:
+            # Not a HEAD request: its answer has no room for the reason of a refusal.
+            response = await client.get_object(**work.target, Range="bytes=0-0")
+            try:
+                await response["Body"].read()
+            finally:
+                response["Body"].close()
+            return _total(response)
+
+        try:
+            return await self._repeat(work, request, NO_FILE | NO_RANGE)
+        except boto.ClientError as error:
+            return None if code(error) in NO_FILE else 0
 
     async def _sizes(self, work: _Work, _: None) -> dict[str, int]:
         bucket, prefix = work.target["Bucket"], work.target["Key"]
@@ -313,6 +316,15 @@ class BucketFiles:
             f"{work.attempts} requests failed, the last one with: {work.cause}; check the network and the store at "
             f"{self._endpoint}, or allow more time"
         )
+
+
+def _total(response: dict[str, Any]) -> int:
+    """Bytes of the whole file of which the response holds a range."""
+    return int(response.get("ContentRange", "").rpartition("/")[2] or response["ContentLength"])
+
+
+def _missing(work: _Work) -> ShardError:
+    return ShardError(f"s3://{work.key}: no such file; prepare the data again")
 
 
 _inherited: list[s3fs.S3FileSystem] = []

@@ -97,7 +97,8 @@ def read_manifest(storage: Storage) -> Manifest:
         EnvironmentUnfitError: the storage refuses or does not answer.
     """
     where = storage.describe(MANIFEST_NAME)
-    if not storage.exists(MANIFEST_NAME):
+    size = storage.size(MANIFEST_NAME)
+    if size is None:
         missing = storage.local is not None and not storage.local.is_dir()
         what = "does not exist, so there is no" if missing else "holds no"
         raise ShardError(
@@ -105,7 +106,7 @@ def read_manifest(storage: Storage) -> Manifest:
             "features (what is finished is kept), or give the folder that holds the manifest"
         )
     try:
-        values = json.loads(storage.read(MANIFEST_NAME))
+        values = json.loads(storage.read(MANIFEST_NAME, size))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ShardError(f"{where}: not JSON ({error}); prepare the features again") from error
     found = values.get("format") if isinstance(values, dict) else None
