@@ -127,6 +127,19 @@ def test_a_file_of_another_size_is_replaced(cache: ShardCache, length: int) -> N
     assert path.read_bytes() == content_of(1)
 
 
+def test_a_shard_is_coming_while_it_is_downloaded(cache: ShardCache) -> None:
+    seen = []
+
+    def fetch() -> bytes:
+        seen.append((cache.is_coming(entry_of(1)), cache.is_coming(entry_of(2))))
+        return content_of(1)
+
+    assert not cache.is_coming(entry_of(1))
+    cache.get(entry_of(1), fetch)
+    assert seen == [(True, False)]
+    assert not cache.is_coming(entry_of(1))
+
+
 def test_drop(cache: ShardCache) -> None:
     cache.drop(entry_of(1))
     fill(cache, 1)
