@@ -2,12 +2,18 @@
 
 A shard is named by the SHA-256 of its content, so that a file never means anything else and a shard of two data sets
 is stored once. One process downloads it while others wait; the locks are the kernel's, so a killed process holds none.
+
+A file was last used at its time of access. Its time of change is a mark made of its name and of this start of the
+machine, put on what was verified: the mark goes with any change and with a restart, which may lose unwritten data. So
+each content is verified once, and not by every process that reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import hashlib
 import logging
 import os
 import threading
@@ -94,6 +100,20 @@ class ShardCache:
             os.close(file)
         return False
 
+    def is_verified(self, entry: ShardEntry) -> bool:
+        """Whether the file is as it was when it was verified; False where it is gone."""
+        try:
+            return (self.root / f"{entry.sha256}.h5").stat().st_mtime_ns == _mark(entry.sha256)
+        except OSError:
+            return False
+
+    def mark_verified(self, entry: ShardEntry) -> None:
+        """Say that the file has the right content."""
+        mark = _mark(entry.sha256)
+        if mark is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.root / f"{entry.sha256}.h5", ns=(time.time_ns(), mark))
+
     def drop(self, entry: ShardEntry) -> None:
         """Delete a damaged file."""
         with contextlib.suppress(OSError):
@@ -111,7 +131,10 @@ class ShardCache:
             while True:
                 temporary = temporary_name(path)
                 try:
-                    temporary.write_bytes(data)  # not flushed to disk: what a power failure spoils fails its SHA-256
+                    temporary.write_bytes(data)  # not flushed to disk: it is verified again after a restart
+                    mark = _mark(path.stem)
+                    if mark is not None:
+                        os.utime(temporary, ns=(time.time_ns(), mark))
                     temporary.replace(path)
                 except OSError as error:
                     temporary.unlink(missing_ok=True)
@@ -139,7 +162,7 @@ class ShardCache:
                 elif item.name.endswith(".lock") and item.name != STORE_LOCK:
                     _release(_try_lock(Path(item.path)), Path(item.path))
                 elif item.name.endswith(".h5"):
-                    shards.append((item.stat().st_mtime_ns, item.stat().st_size, item.path))
+                    shards.append((item.stat().st_atime_ns, item.stat().st_size, item.path))
         total = sum(size for _, size, _ in shards)
         for _, size, path in sorted(shards):
             if total <= limit:
@@ -176,12 +199,24 @@ class ShardCache:
             logger.warning("%s: shards are not kept, and downloaded again whenever needed: %s", self.root, reason)
 
 
+@functools.cache
+def _mark(sha256: str) -> int | None:
+    """Time of change, in nanoseconds, of a verified file: whole seconds in 2001-2018. None: this system knows none."""
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return None
+    digest = hashlib.sha256(sha256.encode() + start).digest()
+    return (10**9 + int.from_bytes(digest[:4], "big") // 8) * 10**9
+
+
 def _touch(path: Path, size: int) -> bool:
     """Whether the whole file is there; marks it as used now."""
     try:
-        if path.stat().st_size != size:
+        found = path.stat()
+        if found.st_size != size:
             return False  # cut short; it is replaced by a new download
-        os.utime(path)
+        os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
     except OSError:
         return False
     return True

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from threading import Lock
 
 import numpy as np
 import torch
 
 from raylg.batch import PairBatch, View
 from raylg.data.manifest import data_hash
+from raylg.data.open_shards import OpenShards
 from raylg.data.reader import ShardReader
 from raylg.data.resize import decode_thumbnail
 from raylg.data.scene import Split
@@ -26,10 +24,8 @@ SERIAL_COPY = 2**15
 class PairDataset:
     """The posed pairs of one split of a data set of feature shards. May be used from several threads.
 
-    A pair is addressed as (shard, pair), both from 0 within the split. Shards that were used last stay in memory:
-    `open_shards` and a quarter more, because it is not always the finished one that was not used for the longest time;
-    without spare room a worker with a small share of each batch would read each shard 1.6 times. Where shards come from
-    a bucket without a cache, `open_shards` more that `fetch` brought stay until they are used.
+    A pair is addressed as (shard, pair), both from 0 within the split. Shards that were used last stay in memory, see
+    `OpenShards`.
     """
 
     def __init__(self, reader: ShardReader, split: Split, num_keypoints: int, open_shards: int) -> None:
@@ -48,10 +44,7 @@ class PairDataset:
         self.manifest = reader.manifest
         self.data_hash = data_hash(self.manifest)
         self.entries = [entry for entry in self.manifest.shards if entry.split == split]
-        self._fetch_keeps = reader.storage.local is None and reader.cache is None
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._ahead: dict[int, _OpenShard] = {}
-        self._lock = Lock()
+        self._shards: OpenShards[Shard] = OpenShards(reader, self.entries, open_shards, reader.read)
         extractor, where = self.manifest.extractor, reader.storage.url
         if extractor is None:
             raise ConfigError(
@@ -89,9 +82,7 @@ class PairDataset:
             ShardError: a shard is missing or damaged.
             EnvironmentUnfitError: the storage refuses or does not answer.
         """
-        used = indices[:, 0].tolist()
-        shards = {index: self._shard(index) for index in dict.fromkeys(used)}
-        self._release(used)
+        shards = self._shards.several(indices[:, 0].tolist())
         pairs = [(shards[index], pair) for index, pair in indices[:, :2].tolist()]
         sides = [[(shard, int(shard.pairs[pair, side])) for shard, pair in pairs] for side in (0, 1)]
         view0, view1 = (self._view(images) for images in sides)
@@ -110,8 +101,7 @@ class PairDataset:
         """Small grey images, uint8 [h, w], of both sides of each pair; arguments and errors as of `batch`."""
         result = []
         for index, pair in indices[:, :2].tolist():
-            shard, where = self._shard(index), self.reader.storage.describe(self.entries[index].file)
-            self._release([index])
+            shard, where = self._shards[index], self.reader.storage.describe(self.entries[index].file)
             image0, image1 = (decode_thumbnail(shard.thumbnails[i], where) for i in shard.pairs[pair])
             result.append((image0, image1))
         return result
@@ -121,36 +111,7 @@ class PairDataset:
 
         Nothing to do for a local folder, or where the memory for this is full. Errors as of `batch`.
         """
-        if not self._fetch_keeps:
-            self.reader.fetch(self.entries[shard])
-            return
-        with self._lock:
-            if shard in self._open or shard in self._ahead or len(self._ahead) >= self.open_shards:
-                return
-            opened = self._ahead[shard] = _OpenShard()
-        self._content(shard, opened)
-
-    def _shard(self, index: int) -> Shard:
-        with self._lock:
-            if index not in self._open:
-                self._open[index] = self._ahead.pop(index) if index in self._ahead else _OpenShard()
-            opened = self._open[index]
-        return self._content(index, opened)
-
-    def _content(self, index: int, opened: _OpenShard) -> Shard:
-        with opened.lock:  # one thread reads it; those that want another shard go on
-            if opened.content is None:
-                opened.content = self.reader.read(self.entries[index])
-            return opened.content
-
-    def _release(self, used: Sequence[int]) -> None:
-        """Let go of the shards that were not used for the longest time; `used` are the last, in order of use."""
-        with self._lock:
-            for index in used:
-                if index in self._open:  # another thread may have let go of it
-                    self._open.move_to_end(index)
-            while len(self._open) > self.open_shards + self.open_shards // 4 + 1:
-                self._open.popitem(last=False)
+        self._shards.fetch(shard)
 
     def _view(self, images: Sequence[tuple[Shard, int]]) -> View:
         rows = [
@@ -180,14 +141,6 @@ class PairDataset:
             oris=per_keypoint("oris") if has_scale_ori else None,
             original_size=original_size(images),
         )
-
-
-@dataclass
-class _OpenShard:
-    """A shard in memory, or about to be; whoever holds the lock may read it."""
-
-    lock: Lock = field(default_factory=Lock)
-    content: Shard | None = None
 
 
 def padded(parts: Sequence[np.ndarray], longest: int, shape: tuple[int, ...], fill: float) -> torch.Tensor:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import cv2
 import h5py
 import numpy as np
 
+from raylg.data.hdf5 import Source, opened
 from raylg.data.manifest import FORMAT
 from raylg.data.scene import Split
 from raylg.errors import ShardError
@@ -87,25 +87,25 @@ def image_shard_bytes(shard: ImageShard) -> bytes:
     return target.getvalue()
 
 
-def read_image_shard(source: Path | bytes, where: str) -> ImageShard:
+def read_image_shard(source: Source, where: str) -> ImageShard:
     """Read a whole shard into memory; photographs stay encoded.
 
     Args:
-        source: a file, or its content.
+        source: a file, or its content, of which the arrays become views.
         where: for messages.
 
     Raises:
         ShardError: missing, truncated, not of photographs, or of another format.
     """
     try:
-        with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as file:
+        with opened(source) as file:
             found = (file.attrs.get("format"), file.attrs.get("content"))
             if found != (FORMAT, CONTENT):
                 raise ValueError(f"format and content {found}, but this version reads {(FORMAT, CONTENT)}")
             if file.attrs["split"] not in get_args(Split):
                 raise ValueError(f"split {file.attrs['split']!r}")
-            arrays: dict[str, Any] = {name: file[name][()] for name in ("images", "offsets", "image_size")}
-            names = tuple(name.decode() for name in file["names"][()])
+            arrays: dict[str, Any] = {name: file[name] for name in ("images", "offsets", "image_size")}
+            names = tuple(name.decode() for name in file["names"])
             scene, split = str(file.attrs["scene"]), cast(Split, file.attrs["split"])
     except FileNotFoundError as error:
         raise ShardError(f"{where}: no such shard; prepare the photographs again") from error

@@ -17,9 +17,10 @@ T = TypeVar("T")
 class OpenShards(Generic[T]):
     """Shards by their number. May be used from several threads.
 
-    Those that were used last stay in memory: `open_shards` and a quarter more, because it is not always the finished
-    one that was not used for the longest time. Where shards come from a bucket without a cache, `open_shards` more that
-    `fetch` brought stay until they are used.
+    Those that were used last stay in memory: `open_shards`, a quarter more and one, because it is not always the
+    finished one that was not used for the longest time; without spare room a worker with a small share of each batch
+    would read each shard 1.6 times. Where shards come from a bucket without a cache, `open_shards` more that `fetch`
+    brought stay until they are used.
     """
 
     def __init__(
@@ -41,14 +42,19 @@ class OpenShards(Generic[T]):
 
     def __getitem__(self, index: int) -> T:
         """Raises what `read` raises."""
+        return self.several((index,))[index]
+
+    def several(self, indices: Sequence[int]) -> dict[int, T]:
+        """Shards in order of their use, which may repeat; the last are kept. Raises what `read` raises."""
         with self._lock:
-            if index not in self._open:
-                self._open[index] = self._ahead.pop(index) if index in self._ahead else _Slot()
-            self._open.move_to_end(index)
-            while len(self._open) > self._open_shards + self._open_shards // 4:
+            for index in indices:
+                if index not in self._open:
+                    self._open[index] = self._ahead.pop(index) if index in self._ahead else _Slot()
+                self._open.move_to_end(index)
+            slots = {index: self._open[index] for index in indices}
+            while len(self._open) > self._open_shards + self._open_shards // 4 + 1:
                 self._open.popitem(last=False)
-            slot = self._open[index]
-        return self._content(index, slot)
+        return {index: self._content(index, slot) for index, slot in slots.items()}
 
     def fetch(self, index: int) -> None:
         """Bring a shard near ahead of need: into the cache of this machine, or into memory where there is no cache.

@@ -7,6 +7,8 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
+
 from raylg.data.cache import ShardCache
 from raylg.data.config import DataConfig
 from raylg.data.manifest import Manifest, ShardEntry, read_manifest
@@ -33,7 +35,7 @@ class ShardReader:
         """The cache serves storage that is not local."""
         self.storage, self.manifest, self.cache = storage, manifest, cache
         self._verified: set[str] = set()
-        """SHA-256 of files that were found right."""
+        """SHA-256 of local files that were found right."""
         self._ahead: dict[str, Future[bytes]] = {}
         """Downloads that nobody has taken, oldest first."""
         self._lock = threading.Lock()
@@ -72,21 +74,17 @@ class ShardReader:
                 )
         return shard
 
-    def content(self, entry: ShardEntry) -> Path | bytes:
-        """The verified file of a shard in a local folder, otherwise its verified content; errors as of `read`."""
+    def content(self, entry: ShardEntry) -> np.ndarray:
+        """The verified content of a shard, uint8 [bytes], which may be written to; errors as of `read`."""
         if self.storage.local is not None:
-            path = self.storage.local / entry.file
-            if entry.sha256 not in self._verified:
-                verify_shard(path, entry)
-                self._verified.add(entry.sha256)
-            return path
+            return self._local(self.storage.local / entry.file, entry)
         if self.cache is not None:
-            data = self._kept(self.cache, entry)
-            if data is not None:
-                return data
+            content = self._kept(self.cache, entry)
+            if content is not None:
+                return content
         data = self._once(entry)
         self._take(entry)
-        return data
+        return np.frombuffer(bytearray(data), dtype=np.uint8)
 
     def fetch(self, entry: ShardEntry) -> None:
         """Bring a shard here ahead of need, into memory where it cannot be kept on disk; errors as of `read`.
@@ -101,29 +99,38 @@ class ShardReader:
         else:
             self._once(entry)
 
-    def _kept(self, cache: ShardCache, entry: ShardEntry) -> bytes | None:
+    def _local(self, path: Path, entry: ShardEntry) -> np.ndarray:
+        try:
+            content = np.fromfile(path, dtype=np.uint8)
+        except OSError:
+            verify_shard(path, entry)  # says why
+            raise
+        if entry.sha256 not in self._verified or len(content) != entry.bytes:
+            verify_shard(content, entry, str(path))
+            self._verified.add(entry.sha256)
+        return content
+
+    def _kept(self, cache: ShardCache, entry: ShardEntry) -> np.ndarray | None:
         """Content from the cache, downloaded if need be; None where it cannot be kept."""
         for _ in range(DOWNLOADS):
             path = cache.get(entry, lambda: self._once(entry))
             if path is None:
                 return None
-            data = self._take(entry)
-            if data is not None:
-                return data
+            self._take(entry)
             try:
-                data = path.read_bytes()
+                is_verified, content = cache.is_verified(entry), np.fromfile(path, dtype=np.uint8)
             except OSError:  # another process needed the room, or the disk fails
                 continue
-            if entry.sha256 in self._verified and len(data) == entry.bytes:
-                return data
+            if is_verified and len(content) == entry.bytes:
+                return content
             try:
-                verify_shard(data, entry, str(path))
+                verify_shard(content, entry, str(path))
             except ShardError as error:
                 logger.warning("%s; it is downloaded again", str(error).partition(";")[0])
                 cache.drop(entry)
             else:
-                self._verified.add(entry.sha256)
-                return data
+                cache.mark_verified(entry)
+                return content
         return None
 
     def _once(self, entry: ShardEntry) -> bytes:
@@ -172,5 +179,4 @@ class ShardReader:
                 logger.warning("%s; it is read again", str(error).partition(";")[0])
             else:
                 break
-        self._verified.add(entry.sha256)  # and what the cache writes of it
         return data

@@ -22,6 +22,7 @@ from typing import Any, cast, get_args
 import h5py
 import numpy as np
 
+from raylg.data.hdf5 import Hdf5Content, Source, opened
 from raylg.data.manifest import FORMAT, ShardEntry
 from raylg.data.scene import Split
 from raylg.errors import ShardError
@@ -180,19 +181,19 @@ def entry_of(name: str, shard: Shard, data: bytes) -> ShardEntry:
     )
 
 
-def read_shard(source: Path | bytes, where: str | None = None) -> Shard:
+def read_shard(source: Source, where: str | None = None) -> Shard:
     """Read a whole shard into memory.
 
     Args:
-        source: a file, or its content.
-        where: for messages; needed with bytes.
+        source: a file, or its content, of which the arrays become views.
+        where: for messages; needed with a content.
 
     Raises:
         ShardError: missing, truncated, of another format, or with arrays that are missing or do not fit.
     """
     where = where or (str(source) if isinstance(source, Path) else f"shard of {len(source)} bytes")
     try:
-        with h5py.File(source if isinstance(source, Path) else io.BytesIO(source), "r") as file:
+        with opened(source) as file:
             shard = _read(file)
     except FileNotFoundError as error:
         raise ShardError(f"{where}: no such shard; prepare the features again") from error
@@ -202,7 +203,7 @@ def read_shard(source: Path | bytes, where: str | None = None) -> Shard:
     return shard
 
 
-def verify_shard(source: Path | bytes, entry: ShardEntry, where: str | None = None) -> None:
+def verify_shard(source: Source, entry: ShardEntry, where: str | None = None) -> None:
     """Compare a file, or its content, with its manifest entry.
 
     Raises:
@@ -221,34 +222,26 @@ def verify_shard(source: Path | bytes, entry: ShardEntry, where: str | None = No
         raise ShardError(f"{where}: SHA-256 is {actual}, but the manifest says {entry.sha256}; {again}")
 
 
-def _sha256(source: Path | bytes) -> str:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
+def _sha256(source: Source) -> str:
+    if not isinstance(source, Path):
+        return hashlib.sha256(source if isinstance(source, bytes) else source.data).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(file: h5py.File) -> Shard:
+def _read(file: Hdf5Content) -> Shard:
     found = file.attrs.get("format")
     if found != FORMAT:
         raise ValueError(f"format {found}, but this version reads format {FORMAT}")
     if file.attrs["split"] not in get_args(Split):
         raise ValueError(f"split {file.attrs['split']!r}")
-    arrays: dict[str, Any] = {name: _array(file, name) for name in ARRAYS if name not in OPTIONAL_ARRAYS}
-    arrays |= {name: _array(file, name) if name in file else None for name in OPTIONAL_ARRAYS}
-    jpeg, offsets = _array(file, "thumbnails").tobytes(), _array(file, "thumbnail_offsets")
+    arrays: dict[str, Any] = {name: file[name] for name in ARRAYS if name not in OPTIONAL_ARRAYS}
+    arrays |= {name: file.get(name) for name in OPTIONAL_ARRAYS}
+    jpeg, offsets = file["thumbnails"].tobytes(), file["thumbnail_offsets"]
     return Shard(
         **arrays,
-        names=tuple(name.decode() for name in _array(file, "names")),
+        names=tuple(name.decode() for name in file["names"]),
         thumbnails=tuple(jpeg[a:b] for a, b in itertools.pairwise(offsets)),
         scene=str(file.attrs["scene"]),
         split=cast(Split, file.attrs["split"]),
     )
-
-
-def _array(file: h5py.File, name: str) -> np.ndarray:
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{name} is not a data set")
-    array: np.ndarray = dataset[()]
-    return array

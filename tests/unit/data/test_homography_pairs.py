@@ -223,7 +223,7 @@ def test_few_shards_stay_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch
     reads = []
     content = ShardReader.content
     monkeypatch.setattr(ShardReader, "content", lambda self, entry: reads.append(entry.file) or content(self, entry))
-    dataset = pairs(folder, data=config(open_shards=2))
+    dataset = pairs(folder, data=config(open_shards=1))  # and one more
     for shard in (0, 1, 0, 1, 2, 1, 0):
         dataset.batch(index((shard, 0)))
     assert [dataset.entries.index(next(e for e in dataset.entries if e.file == file)) for file in reads] == [0, 1, 2, 0]

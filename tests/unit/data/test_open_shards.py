@@ -32,15 +32,26 @@ def shards(reads: list[str], open_shards: int = 2, *, local: Any = None, cache: 
 
 def test_the_least_recently_used_makes_room() -> None:
     reads: list[str] = []
-    opened = shards(reads)
+    opened = shards(reads, 1)  # and one more
     for index in (0, 1, 0, 2, 0, 1):
         assert opened[index] == f"content {index}"
     assert reads == ["0", "1", "2", "1"]
     reads.clear()
     spare = shards(reads, 4)
-    for index in (0, 1, 2, 3, 4, 0):
+    for index in (0, 1, 2, 3, 4, 5, 0):
         assert spare[index] == f"content {index}"
-    assert len(reads) == 5
+    assert len(reads) == 6
+
+
+def test_several_at_a_time() -> None:
+    """None of those asked for makes room for another; the last ones used are kept."""
+    reads: list[str] = []
+    opened = shards(reads, 1)
+    assert opened.several([0, 3]) == {0: "content 0", 3: "content 3"}
+    assert opened.several([3, 0, 1, 2, 3]) == {k: f"content {k}" for k in range(4)}
+    assert reads == ["0", "3", "1", "2"]
+    opened.several([2, 3])
+    assert len(reads) == 4
 
 
 def test_what_is_fetched_stays_until_it_is_used() -> None:

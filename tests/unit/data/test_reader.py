@@ -101,7 +101,7 @@ def test_open_of_a_folder_makes_no_cache(local: ShardReader, tmp_path: Path) -> 
     assert local.cache is None
     assert local.manifest.name == "demo"
     local.fetch(local.manifest.shards[0])
-    assert local.content(local.manifest.shards[0]) == tmp_path / "set" / "0.h5"
+    assert local.content(local.manifest.shards[0]).tobytes() == (tmp_path / "set" / "0.h5").read_bytes()
     assert not (tmp_path / "cache").exists()
     with pytest.raises(ShardError, match="does not exist"):
         ShardReader.open(tmp_path / "nowhere", DataConfig())
@@ -268,6 +268,36 @@ def test_a_damaged_copy_in_the_cache(
     assert path.read_bytes() == bucket.files["0.h5"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert path.name in caplog.text and "downloaded again" in caplog.text
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_a_copy_is_verified_once_on_a_machine(
+    data_set: tuple[Manifest, dict[str, bytes]],
+    cached: ShardReader,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    has_start: bool,
+) -> None:
+    """By whoever writes it; every reader does where the system does not tell one start from another."""
+    assert cached.cache is not None
+    if not has_start:
+        monkeypatch.setattr("raylg.data.cache._mark", lambda sha256: None)
+    entry = cached.manifest.shards[0]
+    cached.fetch(entry)
+    verified: list[object] = []
+    monkeypatch.setattr("raylg.data.reader.verify_shard", lambda *args: verified.append(args))
+    for _ in range(2):
+        ShardReader(bucket, data_set[0], cached.cache).read(entry)
+    assert len(verified) == (0 if has_start else 2)
+    path = cached.cache.root / f"{entry.sha256}.h5"
+    path.touch()  # as any change would
+    for _ in range(2):
+        ShardReader(bucket, data_set[0], cached.cache).read(entry)
+    assert len(verified) == (1 if has_start else 4)
+    monkeypatch.setattr("raylg.data.cache._mark", lambda sha256: 1)  # the machine was started again
+    for _ in range(2):
+        ShardReader(bucket, data_set[0], cached.cache).read(entry)
+    assert len(verified) == (2 if has_start else 5)
 
 
 def test_a_copy_that_is_cut_short_after_it_was_verified(
