@@ -184,7 +184,13 @@ class _LocalFiles:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         top, found = os.path.dirname(prefix), {}
-        for folder, _, names in os.walk(top):
+        visited = set()
+        for folder, below, names in os.walk(top, followlinks=True):
+            place = os.stat(folder)
+            if (place.st_dev, place.st_ino) in visited:  # a link to a folder above
+                below.clear()
+                continue
+            visited.add((place.st_dev, place.st_ino))
             for name in names:
                 path = os.path.join(folder, name)
                 if path.startswith(prefix) and not is_temporary(name):

@@ -141,6 +141,13 @@ class RunConfig:
                     f"{group}.num_keypoints = {wanted}: the shards keep only "
                     f"model.extractor.max_num_keypoints = {stored}; lower the first or raise the second"
                 )
+        resize, views = self.model.extractor.resize, self.data.images
+        longest = max(views.width, views.height)
+        if self.data.source == "images" and resize is not None and resize < longest:
+            problems.append(
+                f"model.extractor.resize = {resize}: views have {longest} px (data.images.width and height), the size "
+                "that their features are extracted at; set model.extractor.resize=null, or smaller views"
+            )
         for name in self.evaluation.benchmarks:
             if getattr(self.benchmarks, name).path is None:
                 problems.append(f"benchmarks.{name}.path = null: give the folder of the benchmark {name}")

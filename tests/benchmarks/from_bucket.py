@@ -35,6 +35,8 @@ BUCKET = "benchmark"
 READERS = ("raw", "raylg", "webdataset", "mosaicml", "objects")
 WITHOUT_CACHE = ("raw", "objects")
 REPEATS = 3
+LONGEST_S = 100.0
+"""A reader that takes longer than this hangs."""
 
 
 def main() -> None:
@@ -76,7 +78,12 @@ def report(arguments: argparse.Namespace, scratch: Path, num_bytes: int) -> None
         raw = None
         for reader in arguments.readers:
             for state in ("cold",) if reader in WITHOUT_CACHE else ("cold", "warm"):
-                wall, cpu, pairs = best(reader, state, ranks, scratch)
+                try:
+                    wall, cpu, pairs = best(reader, state, ranks, scratch)
+                except subprocess.SubprocessError as error:
+                    print(f"| {reader} | {ranks} | {state} | failed |  |  |  |", flush=True)
+                    print(error, file=sys.stderr)
+                    continue
                 rate = num_bytes / 1e6 / wall
                 raw = raw or rate
                 shown = f"{pairs / wall:.0f}" if reader != "raw" else ""
@@ -88,10 +95,18 @@ def report(arguments: argparse.Namespace, scratch: Path, num_bytes: int) -> None
 
 
 def best(reader: str, state: str, ranks: int, scratch: Path) -> tuple[float, float, int]:
-    """Shortest wall time over the repeats, with its processor time and the pairs that all ranks delivered."""
+    """Shortest wall time over the repeats, with its processor time and the pairs that all ranks delivered.
+
+    Raises:
+        SubprocessError: the reader has failed, or hangs.
+    """
     results = []
     cache = scratch / "cache"
     for _ in range(REPEATS):
+        if reader == "mosaicml":
+            from streaming.base.util import clean_stale_shared_memory
+
+            clean_stale_shared_memory()  # of a run that has failed
         if state == "cold":
             shutil.rmtree(cache, ignore_errors=True)
         command = [sys.executable, __file__, "--one", reader, str(cache)]
@@ -99,8 +114,14 @@ def best(reader: str, state: str, ranks: int, scratch: Path) -> tuple[float, flo
             subprocess.Popen([*command, str(rank), str(ranks)], stdout=subprocess.PIPE, text=True)
             for rank in range(ranks)
         ]
-        outputs = [process.communicate()[0] for process in processes]
-        assert not any(process.returncode for process in processes), f"{reader} failed"
+        try:
+            outputs = [process.communicate(timeout=LONGEST_S)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process in processes:
+            if process.returncode:
+                raise subprocess.CalledProcessError(process.returncode, reader)
         each = [json.loads(output.splitlines()[-1]) for output in outputs]
         wall = max(one["end"] for one in each) - min(one["start"] for one in each)
         results.append((wall, sum(one["cpu"] for one in each), sum(one["pairs"] for one in each)))
@@ -128,7 +149,7 @@ def cpu_seconds() -> float:
 def limited(mbit: int) -> Iterator[None]:
     """A token bucket on the loopback device, as a network would be."""
     if mbit:
-        rule = f"tc qdisc add dev lo root tbf rate {mbit}mbit burst 4mb latency 50ms"
+        rule = f"tc qdisc add dev lo root tbf rate {mbit}mbit burst 4mb latency 400ms"
         subprocess.run(rule.split(), check=True)
     try:
         yield

@@ -72,22 +72,30 @@ def webdataset(bucket: str, cache: Path, rank: int, ranks: int) -> Iterator[int]
     """Tar files over signed URLs with curl, its shuffle buffer, its cache of files, two worker processes."""
     import boto3
     import webdataset as wds
+    from webdataset.cache import FileCache
+    from webdataset.filters import pipelinefilter
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     client = boto3.client("s3")
     pages = client.list_objects_v2(Bucket=bucket, Prefix="tar/")["Contents"]
     urls = [client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": p["Key"]}) for p in pages]
-    cache.mkdir(parents=True, exist_ok=True)
-    names = {url: f"{k:05d}.tar" for k, url in enumerate(urls)}
-    dataset = wds.WebDataset(
-        [f"pipe:curl -s -f '{url}'" for url in urls[rank::ranks]],
-        cache_dir=str(cache),
-        url_to_name=lambda url: next(name for key, name in names.items() if key in url),
-        shardshuffle=len(urls),
-        seed=0,
-        workersplitter=wds.split_by_worker,
-        nodesplitter=None,
+    names = [(page["Key"], f"{k:05d}.tar") for k, page in enumerate(pages)]
+
+    def cached_as(url: str) -> str:  # signed URLs differ between processes; wds.WebDataset passes no such name on
+        return next(name for key, name in names if key in url)
+
+    dataset = wds.DataPipeline(
+        wds.SimpleShardList([f"pipe:curl -s -f '{url}'" for url in urls[rank::ranks]]),
+        wds.shuffle(len(urls), seed=0),
+        wds.split_by_worker,
+        FileCache(cache_dir=str(cache), url_to_name=cached_as),
+        pipelinefilter(tar_file_expander)(),
+        pipelinefilter(group_by_keys)(),
+        wds.shuffle(8 * 32, seed=0),
+        wds.decode(),
+        wds.map(without_suffix),
+        wds.batched(BATCH, collation_fn=collate, partial=True),
     )
-    dataset = dataset.shuffle(8 * 32).decode().map(without_suffix).batched(BATCH, collation_fn=collate, partial=True)
     loader = wds.WebLoader(dataset, batch_size=None, num_workers=2)
     return (len(batch["keypoints0"]) for batch in loader)
 

@@ -30,7 +30,7 @@ from tests.system.small_shards import assert_identical, damaged, data_config, ep
 
 BODY = random.Random(0).randbytes(100_000)
 LARGE = random.Random(1).randbytes(20_000_000)
-PATIENT = {"timeout_s": 0.5, "deadline_s": 8.0}
+PATIENT = {"timeout_s": 1.0, "deadline_s": 60.0}  # never reached, on a busy machine neither
 IMPATIENT = {"timeout_s": 0.3, "deadline_s": 1.2}
 
 
@@ -156,7 +156,7 @@ def refused_by_all(storage: Storage, names: Sequence[str] = tuple(OPERATIONS)) -
     """The messages of operations that run at the same time."""
 
     def message(name: str) -> str:
-        return refused(storage.url, lambda: OPERATIONS[name](storage), 3, EnvironmentUnfitError)
+        return refused(storage.url, lambda: OPERATIONS[name](storage), 20, EnvironmentUnfitError)
 
     with ThreadPoolExecutor(len(names)) as threads:
         return dict(zip(names, threads.map(message, names), strict=True))
@@ -201,7 +201,7 @@ def test_what_cannot_get_better_is_refused_at_once(
     proxy.plan(Fault("error", None, status=status, code=code))
     for operation in OPERATIONS.values():
         asked = proxy.count()
-        message = refused(storage.url, functools.partial(operation, storage), 3, EnvironmentUnfitError)
+        message = refused(storage.url, functools.partial(operation, storage), 20, EnvironmentUnfitError)
         assert hint in message and proxy.count() == asked + 1
 
 
@@ -237,11 +237,11 @@ def test_nobody_listens_at_the_endpoint(bucket: str) -> None:
 
 def test_no_such_host(bucket: str) -> None:
     lonely = Storage(f"s3://{bucket}/set", StorageConfig(endpoint_url="http://no-such-host.invalid:9", **IMPATIENT))
-    assert "no-such-host.invalid" in refused(lonely.url, lonely.sizes, 3, EnvironmentUnfitError)
+    assert "no-such-host.invalid" in refused(lonely.url, lonely.sizes, 20, EnvironmentUnfitError)
 
 
 def test_a_file_that_is_not_there_is_not_asked_for_until_the_deadline(storage: Storage) -> None:
-    assert "prepare" in refused(f"{storage.url}/nothing.h5", lambda: storage.read("nothing.h5"), 3, ShardError)
+    assert "prepare" in refused(f"{storage.url}/nothing.h5", lambda: storage.read("nothing.h5"), 20, ShardError)
     assert storage.size("nothing.h5") is None and storage.sizes() == {}
     storage.delete("nothing.h5")
 
@@ -300,8 +300,8 @@ def test_a_shard_that_stays_wrong_is_refused_where_its_batch_is_due(
     wrong = "shard-2.h5"
     proxy.plan(Fault(kind, None, path=wrong))
     batches: list[PairBatch] = []
-    config = data_config(tmp_path, StorageConfig(timeout_s=0.7, deadline_s=2))
-    refused(f"{remote}/{wrong}", lambda: batches.extend(_each(epoch(remote, config), batches)), 8, error)
+    config = data_config(tmp_path, StorageConfig(timeout_s=0.7, deadline_s=5))
+    refused(f"{remote}/{wrong}", lambda: batches.extend(_each(epoch(remote, config), batches)), 40, error)
     assert_identical(batches, local[2][: len(batches)])
     first = next(i for i, batch in enumerate(local[2]) if any(scene == "scene-2" for scene, _, _ in batch.names))
     assert len(batches) == first
@@ -325,10 +325,10 @@ def test_a_shard_damaged_in_the_bucket_or_missing_from_it(
     whole = s3_server.get(bucket, f"set/{entry.file}")
     for wrong in (damaged(entry, whole), whole[:-1], whole + b"\0", b""):
         s3_server.put(bucket, f"set/{entry.file}", wrong)
-        refused(f"{remote}/{entry.file}", lambda: reader.read(entry), 4, ShardError)
-        refused(f"{remote}/{entry.file}", lambda: list(epoch(remote, config)), 4, ShardError)
+        refused(f"{remote}/{entry.file}", lambda: reader.read(entry), 20, ShardError)
+        refused(f"{remote}/{entry.file}", lambda: list(epoch(remote, config)), 20, ShardError)
     s3_server.client().delete_object(Bucket=bucket, Key=f"set/{entry.file}")
-    message = refused(f"{remote}/{entry.file}", lambda: reader.read(entry), 4, ShardError)
+    message = refused(f"{remote}/{entry.file}", lambda: reader.read(entry), 20, ShardError)
     assert "prepare" in message
     s3_server.put(bucket, f"set/{entry.file}", whole)
     assert_identical(list(epoch(remote, config)), local[2])
@@ -360,7 +360,7 @@ def test_a_manifest_that_lies_about_a_shard(
         for entry in reader.manifest.shards:
             reader.read(entry)
 
-    assert "manifest" in refused(remote, read_all, 4, ShardError)
+    assert "manifest" in refused(remote, read_all, 20, ShardError)
 
 
 def test_a_manifest_cut_short_or_garbled(remote: str, s3_server: S3Server, bucket: str, tmp_path: Path) -> None:
@@ -368,9 +368,9 @@ def test_a_manifest_cut_short_or_garbled(remote: str, s3_server: S3Server, bucke
     config = data_config(tmp_path, StorageConfig(**PATIENT))
     for wrong in (b"", text[: len(text) // 2], text.replace(b'"shards"', b'"shares"'), b"\xff" + text):
         s3_server.put(bucket, f"set/{MANIFEST_NAME}", wrong)
-        refused(f"{remote}/{MANIFEST_NAME}", lambda: ShardReader.open(remote, config), 4, ShardError)
+        refused(f"{remote}/{MANIFEST_NAME}", lambda: ShardReader.open(remote, config), 20, ShardError)
     s3_server.client().delete_object(Bucket=bucket, Key=f"set/{MANIFEST_NAME}")
-    assert "prepare" in refused(remote, lambda: ShardReader.open(remote, config), 4, ShardError)
+    assert "prepare" in refused(remote, lambda: ShardReader.open(remote, config), 20, ShardError)
 
 
 # ---- The cache of a machine -----------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_a_full_disk_under_the_cache(
 def test_a_full_disk_under_a_local_folder(tiny_disk: Path) -> None:
     storage = Storage(tiny_disk / "set")
     storage.write("shard", b"old")
-    message = refused(str(tiny_disk), lambda: storage.write("shard", BODY), 1, EnvironmentUnfitError)
+    message = refused(str(tiny_disk), lambda: storage.write("shard", BODY), 20, EnvironmentUnfitError)
     assert "full" in message
     assert storage.read("shard") == b"old" and storage.sizes() == {"shard": 3}
     assert [path.name for path in (tiny_disk / "set").iterdir()] == ["shard"]

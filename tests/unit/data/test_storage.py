@@ -146,6 +146,17 @@ def test_a_local_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path, monkeypa
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"older")]
 
 
+def test_folders_behind_links_are_part_of_a_local_folder(tmp_path: Path) -> None:
+    elsewhere = Storage(tmp_path / "elsewhere")
+    elsewhere.write("a/b", b"12")
+    local = Storage(tmp_path / "set")
+    local.write("c", b"1")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "linked" / "a" / "round").symlink_to(tmp_path / "set")
+    assert local.sizes() == {"c": 1, "linked/a/b": 2}
+    assert local.read("linked/a/b") == b"12"
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(EnvironmentUnfitError, match="cannot be written"):
