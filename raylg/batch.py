@@ -154,6 +154,17 @@ class LayerPrediction:
     confidence1: Tensor | None
     """[B, N], likewise."""
 
+    def __getitem__(self, rows: slice) -> LayerPrediction:
+        """Take some pairs of the batch."""
+        return LayerPrediction(
+            projected0=self.projected0[rows],
+            projected1=self.projected1[rows],
+            matchability0=self.matchability0[rows],
+            matchability1=self.matchability1[rows],
+            confidence0=None if self.confidence0 is None else self.confidence0[rows],
+            confidence1=None if self.confidence1 is None else self.confidence1[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Matches:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raylg import config
 from raylg.console.study import comparison_table
 from raylg.console.terminal import console, guard, parser, progress_bar
 from raylg.errors import ConfigError
+from raylg.schema import override
+from raylg.training.run_directory import CONFIG, find_weights
 
 if TYPE_CHECKING:
     from raylg.data.scene import Split
-    from raylg.evaluation.config import BenchmarkName
+    from raylg.data.stream import PairData
+    from raylg.evaluation.config import BenchmarkName, EvaluationConfig
     from raylg.training.config import RunConfig
 
 
@@ -29,79 +32,80 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(argv: Sequence[str]) -> int:
     words = parser("evaluate", f"{__doc__} CHECKPOINT: a checkpoint, run or trial directory, or a LightGlue .pth file.")
     words.add_argument("--split", choices=("train", "val", "test"), help="pairs to score (default: test, else val)")
+    words.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="NAME",
+        help="of a run or trial directory: last, best, or a folder of its checkpoints/ (default: last)",
+    )
     arguments = words.parse_intermixed_args(argv)
     paths = [word for word in arguments.overrides if "=" not in word]
     if len(paths) != 1:
         raise ConfigError(f"{' '.join(paths) or 'no checkpoint given'}: give one checkpoint, run or .pth file")
-    weights, stored = _find(Path(paths[0]).expanduser())
+    weights = find_weights(Path(paths[0]).expanduser(), arguments.checkpoint)
+    stored = weights.with_name(CONFIG)
     overrides = [word for word in arguments.overrides if word not in paths]
-    loaded = config.load(overrides, arguments.config or stored, arguments.config_dir)
+    start = arguments.config or (str(stored) if stored.is_file() else None)
+    loaded = config.load(overrides, start, arguments.config_dir)
 
-    from raylg.schema import override
-
-    run = override(loaded.run, {"model.matcher.weights": str(weights), "train.init_from": None})
-    if loaded.benchmark is None:
-        _score_split(run, arguments.split)
-    elif arguments.split is None:
-        _score_benchmark(run, loaded.benchmark)
-    else:
+    if loaded.benchmark is not None and arguments.split is not None:
         raise ConfigError(f"--split {arguments.split} and benchmark={loaded.benchmark}: give one of them")
+    values: dict[str, Any] = {"model.matcher.weights": str(weights), "train.init_from": None}
+    if loaded.benchmark is not None:
+        values["evaluation.benchmarks"] = [loaded.benchmark]
+    _score(override(loaded.run, values), arguments.split, loaded.benchmark)
     return 0
 
 
-def _score_split(run: RunConfig, split: Split | None) -> None:
-    from raylg.training.features import check_inputs, ensure_features, has_split, open_split
-
-    check_inputs(run)
-
-    from raylg.evaluation.benchmarks import check_pixels
-    from raylg.evaluation.comparison import baselines, compare, scoring_device
-    from raylg.training.checkpoint import build_matcher
-
-    matcher = build_matcher(run).eval()
-    with progress_bar("extracting features") as progress:
-        ensure_features(run, progress)
-    split = split or ("test" if has_split(run, "test") else "val")
-    dataset = open_split(run, split, scoring_device())
-    check_pixels(dataset, run.evaluation)
-    scores = compare({"LightGlue": matcher, **baselines()}, dataset, run.evaluation)
-    console().print(
-        comparison_table(scores, f"{len(scores['LightGlue'])} {split} pairs{CAVEAT if split == 'val' else ''}")
-    )
-
-
-def _score_benchmark(run: RunConfig, name: BenchmarkName) -> None:
-    from raylg.schema import override
-    from raylg.training.benchmarks import benchmark_protocol, check_benchmarks, ensure_benchmark, open_benchmark
-
-    run = override(run, {"evaluation.benchmarks": [name]})
-    check_benchmarks(run)
+def _score(run: RunConfig, split: Split | None, benchmark: BenchmarkName | None) -> None:
+    """Print how the matcher of `run` scores beside the baselines on a split, or on a benchmark."""
+    _check(run, benchmark)
 
     from raylg.evaluation.comparison import baselines, compare
     from raylg.training.checkpoint import build_matcher
 
     matcher = build_matcher(run).eval()
+    pairs, protocol, group = _split_pairs(run, split) if benchmark is None else _benchmark_pairs(run, benchmark)
+    scores = compare({"LightGlue": matcher, **baselines()}, pairs, protocol)
+    of_group = f"{group} pairs{CAVEAT if group == 'val' else ''}" if benchmark is None else f"pairs of {group}"
+    out = console()
+    out.print(comparison_table(scores, f"{len(scores['LightGlue'])} {of_group}", group))
+    if benchmark is not None:
+        out.print(f"If trials were chosen by {benchmark}, its number of the chosen one is optimistic.")
+
+
+def _check(run: RunConfig, benchmark: BenchmarkName | None) -> None:
+    """Answer what is wrong with the input before torch is imported."""
+    from raylg.training.benchmarks import check_benchmarks
+    from raylg.training.features import check_inputs
+    from raylg.training.start import check_start
+
+    if benchmark is None:
+        check_inputs(run)
+    else:
+        check_start(run)
+        check_benchmarks(run)
+
+
+def _split_pairs(run: RunConfig, split: Split | None) -> tuple[PairData, EvaluationConfig, str]:
+    from raylg.evaluation.benchmarks import check_pixels
+    from raylg.evaluation.comparison import scoring_device
+    from raylg.training.features import ensure_features, has_split, open_split
+
+    with progress_bar("extracting features") as progress:
+        ensure_features(run, progress)
+    split = split or ("test" if has_split(run, "test") else "val")
+    dataset = open_split(run, split, scoring_device())
+    check_pixels(dataset, run.evaluation)
+    return dataset, run.evaluation, split
+
+
+def _benchmark_pairs(run: RunConfig, name: BenchmarkName) -> tuple[PairData, EvaluationConfig, str]:
+    from raylg.training.benchmarks import benchmark_protocol, ensure_benchmark, open_benchmark
+
     with progress_bar(f"extracting features of {name}") as progress:
         ensure_benchmark(run, name, progress)
-    scores = compare({"LightGlue": matcher, **baselines()}, open_benchmark(run, name), benchmark_protocol(run, name))
-    out = console()
-    out.print(comparison_table(scores, f"{len(scores['LightGlue'])} pairs of {name}"))
-    out.print(f"If trials were chosen by {name}, its number of the chosen one is optimistic.")
-
-
-def _find(path: Path) -> tuple[Path, str | None]:
-    """Weights file, and the configuration beside it where there is one."""
-    if not path.exists():
-        raise ConfigError(f"{path}: no such checkpoint, run directory or weights file")
-    if path.is_dir():
-        # A run or trial directory stands for its last checkpoint, whose numbers are those of the run.
-        candidates = [path / "lightglue.pth", *sorted(path.glob("checkpoints/pairs-*/lightglue.pth"), reverse=True)]
-        found = next((file for file in candidates if file.is_file()), None)
-        if found is None:
-            raise ConfigError(f"{path}: no checkpoint in it; give a run or trial directory, or a LightGlue .pth file")
-        path = found
-    stored = path.with_name("config.json")
-    return path, str(stored) if stored.is_file() else None
+    return open_benchmark(run, name), benchmark_protocol(run, name), name
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylg import config
+from raylg.config import Config
+from raylg.console.data_set import changed, print_check, print_summary, words_of
 from raylg.console.terminal import console, guard, parser, progress_bar
-from raylg.errors import ShardError
+from raylg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raylg.data.config import StorageConfig
     from raylg.data.export import ExportPool
-    from raylg.data.manifest import Manifest
+    from raylg.evaluation.config import BenchmarkName
     from raylg.training.config import RunConfig
 
 DESCRIPTION = (
@@ -33,35 +36,54 @@ def _prepare(argv: Sequence[str]) -> int:
     words = parser("prepare", DESCRIPTION)
     words.add_argument("--check", metavar="URL", help="prepare nothing; verify the shards in a folder or s3://")
     arguments = words.parse_intermixed_args(argv)
-    loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
-    run = loaded.run
     if arguments.check is not None:
-        return _check(arguments.check, run.data.storage)
+        return _check(arguments)
+    loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
     if loaded.benchmark is not None:
-        from raylg.training.benchmarks import prepare_benchmark
-
-        with progress_bar(f"extracting features of {loaded.benchmark}") as progress:
-            where = prepare_benchmark(run, loaded.benchmark, loaded.out, progress)
-        path = f"benchmarks.{loaded.benchmark}.path={where}"
-        console().print(f"feature shards: {where}")
-        console().print(f"next: python -m raylg.evaluate CHECKPOINT benchmark={loaded.benchmark} {path}")
+        _prepare_benchmark(loaded, loaded.benchmark)
         return 0
+    run = loaded.run
 
     from raylg.training.features import check_inputs, ensure_features, features_location
 
     check_inputs(run, loaded.out)
-    with _pool(run) as pool, progress_bar("preparing images") as progress:
+    extracts = run.data.source not in ("images", "shards")
+    with _pool(run, extracts=extracts) as pool, progress_bar("preparing images") as progress:
         manifest = ensure_features(run, progress, loaded.out, pool)
-    _conclude(run, loaded.out or features_location(run), manifest)
+    print_summary(run, loaded.out or features_location(run), manifest)
     return 0
 
 
+def _check(arguments: Namespace) -> int:
+    """Verify what is there; of the configuration only `data.storage` plays a part."""
+    given = config.fixed_paths(arguments.overrides) & {"out", "data.path", "benchmark"}
+    if given:
+        raise ConfigError(
+            f"--check {arguments.check} and {', '.join(f'{path}=' for path in sorted(given))}: --check verifies the "
+            "shards in its own folder or URL and prepares nothing; give one of them"
+        )
+    loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir)
+    return print_check(arguments.check, loaded.data.storage)
+
+
+def _prepare_benchmark(loaded: Config, name: BenchmarkName) -> None:
+    from raylg.training.benchmarks import prepare_benchmark
+
+    run = loaded.run
+    with _pool(run, extracts=True) as pool, progress_bar(f"extracting features of {name}") as progress:
+        where = prepare_benchmark(run, name, loaded.out, progress, pool)
+    options = changed(replace(run.benchmarks.named(name), path=where), f"benchmarks.{name}")
+    words = words_of(options, run.data.storage)
+    console().print(f"feature shards: {where}")
+    console().print(f"next: python -m raylg.evaluate CHECKPOINT benchmark={name} {words}")
+
+
 @contextmanager
-def _pool(run: RunConfig) -> Iterator[ExportPool | None]:
-    """The cluster that a run joins; None for processes of this machine."""
+def _pool(run: RunConfig, *, extracts: bool) -> Iterator[ExportPool | None]:
+    """The cluster that a run joins, where features are extracted at all; None for processes of this machine."""
     from raylg.cluster.resources import joins_cluster
 
-    if run.data.source in ("images", "shards") or not joins_cluster(run.scale):  # neither extracts features
+    if not extracts or not joins_cluster(run.scale):
         yield None
         return
     from raylg.cluster.export import cluster_pool
@@ -70,49 +92,6 @@ def _pool(run: RunConfig) -> Iterator[ExportPool | None]:
     with cluster_pool(run.scale, network=run.model.extractor.name != "sift", log_file=log_file) as pool:
         console().print(f"extracting on the Ray cluster, {pool.slots} tasks at a time")
         yield pool
-
-
-def _conclude(run: RunConfig, location: str, manifest: Manifest) -> None:
-    out = console()
-    images = manifest.content == "images"
-    for split, counts in manifest.splits.items():
-        of_pairs = "a pair each, drawn anew in each epoch" if images else f"{counts.num_pairs} pairs"
-        out.print(f"{split}: {counts.num_images} images, {of_pairs}")
-    out.print(f"{'image' if images else 'feature'} shards: {location}")
-    words = ["data=shards", f"data.path={location}"]
-    endpoint = []
-    if run.data.storage.endpoint_url is not None:
-        endpoint = [f"data.storage.endpoint_url={run.data.storage.endpoint_url}"]
-    if manifest.extractor is not None and manifest.extractor.name != "sift":
-        words.append(f"model.extractor.name={manifest.extractor.name}")
-    out.print(f"check: {' '.join(['python -m raylg.prepare --check', location, *endpoint])}")
-    out.print(f"next: {' '.join(['python -m raylg.tune --space lr_bs', *words, *endpoint])}")
-
-
-def _check(url: str, storage: StorageConfig) -> int:
-    """Print a line for each problem of a data set, and a summary."""
-    from raylg.data.check import check_data_set
-    from raylg.data.storage import Storage
-
-    out = console()
-    with progress_bar("checking shards") as progress:
-        report = check_data_set(Storage(url, storage), progress)
-    for problem in report.problems:
-        num_pairs = report.num_pairs(problem)
-        out.print(f"{problem.what}{f' ({num_pairs} pairs)' if num_pairs else ''}")
-    manifest = report.manifest
-    if manifest is None:
-        return ShardError.exit_code
-    num_pairs = sum(entry.num_pairs for entry in manifest.shards)
-    size = f"{sum(entry.bytes for entry in manifest.shards) / 1e9:.3g} GB"
-    if not report.problems:
-        out.print(f"{url}: {len(manifest.shards)} shards with {num_pairs} pairs, {size}: all there and as written")
-        return 0
-    out.print(
-        f"{url}: {len(report.problems)} problems touch {report.num_pairs()} of {num_pairs} pairs; copy the shards "
-        "again, or delete the folder and prepare it again"
-    )
-    return ShardError.exit_code
 
 
 if __name__ == "__main__":

@@ -136,7 +136,9 @@ def _coerce(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        problems.append(f"{path} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
+        # Not converted: 0015 without quotes may have been read as another number.
+        advice = f"; quote it: '{value}'" if hint is str and isinstance(value, int | float) else ""
+        problems.append(f"{path} = {value!r}: expected {hint.__name__}, got {type(value).__name__}{advice}")
     return value
 
 

@@ -31,20 +31,16 @@ def _tune(argv: Sequence[str]) -> int:
     loaded, space = _checked(arguments)
 
     from raylg.console.study import LiveStudy, TrialColumns, trial_table
-    from raylg.training.benchmarks import ensure_benchmark, objective_columns
-    from raylg.training.features import ensure_features
+    from raylg.training.benchmarks import ensure_all
+    from raylg.training.objective import objective_columns
 
     out = console()
-    with progress_bar("extracting features") as progress:
-        ensure_features(loaded.run, progress)
-    for benchmark in loaded.evaluation.benchmarks:
-        with progress_bar(f"extracting features of {benchmark}") as progress:
-            ensure_benchmark(loaded.run, benchmark, progress)
-    objective = loaded.study.objective
+    ensure_all(loaded.run, progress_bar)
     parameters = [parameter.path for parameter in space.parameters]
-    scores = objective_columns(loaded.run, objective)
-    columns = TrialColumns(parameters=parameters, scores=scores, num_pairs=loaded.train.num_pairs)
     with _open(loaded, space) as directory:
+        objective = directory.setup.objective
+        scores = objective_columns(loaded.run, objective)
+        columns = TrialColumns(parameters=parameters, scores=scores, num_pairs=loaded.train.num_pairs)
         from raylg.cluster.session import RaySession
         from raylg.cluster.tuner import run_search
 
@@ -66,26 +62,28 @@ def _checked(arguments: Namespace) -> tuple[Config, SearchSpace]:
     from raylg.cluster.resources import check_fits
     from raylg.schema import check_all
     from raylg.search.space import SearchSpace
-    from raylg.training.benchmarks import add_objective_benchmark, check_benchmarks, objective_columns
+    from raylg.training.benchmarks import check_benchmarks
     from raylg.training.features import check_inputs
+    from raylg.training.objective import add_objective_benchmark, default_objective, objective_columns
 
     loaded = config.load(arguments.overrides, arguments.config, arguments.config_dir).without_benchmark()
-    loaded = add_objective_benchmark(loaded, loaded.study.objective)
     found, mapping = config.load_space(arguments.space, arguments.config_dir)
     defaults = config.load((), config_dir=arguments.config_dir).run
     space = SearchSpace.parse(mapping, found).starting_from(loaded.run, defaults)
     fixed = config.fixed_paths(arguments.overrides)
     check_all(lambda: space.validate(loaded.run, fixed), lambda: check_fits(loaded.scale))
-    objective_columns(loaded.run, loaded.study.objective)
+    objective = loaded.study.objective or default_objective(loaded.run)
+    loaded = add_objective_benchmark(loaded, objective)
+    objective_columns(loaded.run, objective)
     check_benchmarks(loaded.run)
     check_inputs(loaded.run)  # last, because it makes folders
     name = arguments.name or loaded.study.name or space.name
-    return replace(loaded, study=replace(loaded.study, name=name)), space
+    return replace(loaded, study=replace(loaded.study, name=name, objective=objective)), space
 
 
 def _open(loaded: Config, space: SearchSpace) -> StudyDirectory:
     from raylg.search.study import StudyDirectory, StudySetup
-    from raylg.training.benchmarks import protocol_hashes
+    from raylg.training.protocol import protocol_hashes
 
     hashes = protocol_hashes(loaded.run)
     return StudyDirectory(StudySetup(study=loaded.study, space=space, run=loaded.run, hashes=hashes))
@@ -99,7 +97,10 @@ def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> No
     from raylg.training.features import has_split, open_split
 
     if not has_split(loaded.run, "test"):
-        console().print("no test split: nothing is left to say how good the best is on pairs that did not choose it")
+        console().print(
+            "no test split: nothing is left to say how good the best is on pairs that did not choose it; give some "
+            "when you prepare the data (data.split.test_fraction, for photographs data.images.test_fraction)"
+        )
         return
     baseline = next(record for record in directory.records() if record.number == 0)
     trials = {f"best (trial {best.number})": best}
@@ -112,7 +113,7 @@ def _compare(loaded: Config, directory: StudyDirectory, best: TrialRecord) -> No
     }
     dataset = open_split(loaded.run, "test", scoring_device())
     scores = compare({**matchers, **baselines()}, dataset, replace(loaded.evaluation, max_pairs=None))
-    console().print(comparison_table(scores, f"{dataset.num_pairs} test pairs, which chose nothing"))
+    console().print(comparison_table(scores, f"{dataset.num_pairs} test pairs, which chose nothing", "test"))
 
 
 if __name__ == "__main__":

@@ -55,10 +55,11 @@ def cluster_pool(scale: ScaleConfig, *, network: bool, log_file: Path) -> Iterat
 class RayPool:
     """Tasks of a cluster; a `raylg.data.export.ExportPool`.
 
-    Each takes `scale.cpus_per_worker` cores and `scale.gpus_per_worker` GPUs; null takes a GPU for a network where the
-    cluster has any. A task whose process or machine dies is repeated up to `scale.max_failures` times, and goes on with
-    the next shard. Sources must be readable on all machines, under the same path; so must a local folder that shards
-    are written to, which a bucket need not.
+    Each takes `scale.cpus_per_worker` cores, for as many threads, and `scale.gpus_per_worker` GPUs; null takes a GPU
+    for a network where the cluster has any. The last digits of a network's features depend on both. A task whose
+    process or machine dies is repeated up to `scale.max_failures` times, and goes on with the next shard. Sources must
+    be readable on all machines, under the same path; so must a local folder that shards are written to, which a bucket
+    need not.
     """
 
     def __init__(self, session: RaySession, scale: ScaleConfig, *, network: bool) -> None:

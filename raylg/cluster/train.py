@@ -17,6 +17,7 @@ from raylg.cluster.session import RaySession
 from raylg.cluster.trial import NUMBER, WORKDIR, last_line, worker_group
 from raylg.cluster.worker import Fit, Job, train
 from raylg.schema import to_mapping
+from raylg.training.benchmarks import with_prepared_benchmarks
 from raylg.training.config import RunConfig
 from raylg.training.reporter import read_metrics
 
@@ -52,7 +53,7 @@ def run_training(
     scratch = workdir / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     job = Job(
-        run=to_mapping(run),
+        run=to_mapping(with_prepared_benchmarks(run)),
         objective="val/mean_auc",  # which every kind of pairs has
         name=workdir.name,
         cwd=os.getcwd(),

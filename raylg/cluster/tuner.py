@@ -19,12 +19,13 @@ from raylg.cluster.resources import worker_resources
 from raylg.cluster.scheduler import LedgerScheduler, LedgerSearch, Observer, StopWhenFatal
 from raylg.cluster.session import RaySession
 from raylg.cluster.trial import run_inline, run_on_workers
-from raylg.cluster.worker import Fit, Job, train
+from raylg.cluster.worker import Fit, Job, study_run, train
 from raylg.errors import EnvironmentUnfitError, NoFeasibleTrialError
 from raylg.schema import to_mapping
 from raylg.search.ledger import Ledger, TrialEvent
 from raylg.search.record import TrialRecord
 from raylg.search.study import StudyDirectory
+from raylg.training.benchmarks import with_prepared_benchmarks
 from raylg.training.config import ScaleConfig
 
 INTERRUPTED = 75
@@ -87,8 +88,8 @@ def _tune(directory: StudyDirectory, session: RaySession, ledger: Ledger, schedu
     scratch = directory.path.resolve() / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
     job = Job(
-        run=to_mapping(setup.run),
-        objective=setup.study.objective,
+        run=to_mapping(study_run(with_prepared_benchmarks(setup.run), directory.path.name, ledger.rungs.milestones)),
+        objective=setup.objective,
         name=directory.path.name,
         cwd=os.getcwd(),
         worker=worker,

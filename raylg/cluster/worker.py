@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from raylg.errors import RaylgError, TrialInfeasible
 from raylg.schema import build, override
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
+from raylg.training.mirror import resume_point
 from raylg.training.reporter import Reporter
 
 Fit = Callable[[RunConfig, World, Reporter, Path, Path | None], object]
@@ -69,14 +70,14 @@ def only_device(job: Job) -> torch.device:
 
 
 def run_to_end(job: Job, config: RunConfig, world: World, reporter: Reporter, workdir: Path) -> None:
-    """Train from the last checkpoint of the run directory.
+    """Train from the last checkpoint of the run directory, or of its copy in `train.checkpoint_storage`.
 
     The report of that checkpoint is made again first: its reader may have died before it took it.
     """
-    from raylg.training.checkpoint import latest, load_metrics  # here, because the driver never needs the models
+    from raylg.training.checkpoint import load_metrics  # here, because the driver never needs the models
 
     # Rank 0 chooses for all: on a network folder another node may not see the last checkpoint at once.
-    checkpoint = world.gather(latest(workdir))[0]
+    checkpoint = world.gather(resume_point(config, workdir) if world.is_main else None)[0]
     if checkpoint is not None:
         reporter.report(load_metrics(checkpoint), checkpoint if world.rank == 0 else None)
     job.fit(config, world, reporter, workdir, checkpoint)
@@ -96,6 +97,22 @@ class StudyReporter:
         if self._rank == 0:
             gauges.publish(self._job.name, self._trial, values)
         self._send(values)
+
+
+def study_run(run: RunConfig, study: str, rungs: Sequence[int]) -> RunConfig:
+    """What trials are laid over: the configuration of a study that keeps the weights of each rung.
+
+    Args:
+        run: configuration of the study.
+        study: its name, the folder of its trials in `train.checkpoint_storage`.
+        rungs: in pairs seen.
+    """
+    storage = run.train.checkpoint_storage
+    values = {
+        "train.rungs": sorted({*run.train.rungs, *rungs}),
+        "train.checkpoint_storage": None if storage is None else f"{storage.rstrip('/')}/{study}",
+    }
+    return override(run, values)
 
 
 def trial_config(job: Job, values: Mapping[str, Any]) -> RunConfig:

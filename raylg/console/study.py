@@ -96,27 +96,32 @@ def trial_table(title: str, records: Sequence[TrialRecord], columns: TrialColumn
     return result
 
 
-def comparison_table(scores: Mapping[str, PairScores], title: str) -> Table:
+def comparison_table(scores: Mapping[str, PairScores], title: str, group: str) -> Table:
     """Matchers on the same pairs: AUC and precision in percent, and how much better the first one is than each.
 
     The interval is a 95 % bootstrap over images: it says how sure the difference is for these weights, not for another
     training seed.
+
+    Args:
+        scores: by the name of the matcher.
+        title: of the table.
+        group: split or benchmark that the pairs are of.
     """
     from raylg.evaluation.statistics import paired_difference
 
     first = next(iter(scores.values()))
-    columns, headline = ScoreColumns("val", first.measure), first.measure.headline
-    minus = f"first minus this, {columns.name}@{headline:g}"
+    columns, headline = ScoreColumns(group, first.measure), first.measure.headline
+    minus = f"first minus this, {first.measure.title}@{headline:g}"
     result = table(title, ["matcher", *columns.titles, "precision", "matches", minus])
     for name, score in scores.items():
-        metrics = score.metrics("val")
+        metrics = score.metrics(group)
         areas = [f"{100 * metrics[key]:.1f}" for key in columns.keys]
-        precision = 100 * metrics[f"val/precision@{score.precision_threshold:g}px"]
+        precision = 100 * metrics[f"{group}/precision@{score.precision_threshold:g}px"]
         difference = ""
         if score is not first:
             found = paired_difference(first, score, threshold=headline)
             difference = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        result.add_row(name, *areas, f"{precision:.1f}", f"{metrics['val/num_matches']:.0f}", difference)
+        result.add_row(name, *areas, f"{precision:.1f}", f"{metrics[f'{group}/num_matches']:.0f}", difference)
     return result
 
 

@@ -14,15 +14,15 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import botocore.exceptions as boto
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
-from fsspec.asyn import sync
 
+from raylg.data import stopping
 from raylg.data.config import StorageConfig
 from raylg.data.refusals import NO_FILE, NO_RANGE, TRANSIENT, code, describe, is_transient, reason
 from raylg.errors import ConfigError, EnvironmentUnfitError, ShardError
@@ -134,14 +134,16 @@ class BucketFiles:
         """See `Storage.delete`."""
         self._run(self._delete, key, "deleted", None)
 
-    def _run(self, work: Callable[[_Work, Any], Awaitable[T]], key: str, verb: str, argument: Any) -> T:
-        """Run in the thread of the requests until it is done or the deadline is over."""
+    def _run(self, work: Callable[[_Work, Any], Coroutine[Any, Any, T]], key: str, verb: str, argument: Any) -> T:
+        """Run in the thread of the requests until it is done, the deadline is over, or this thread shall stop."""
         started = _Work(key, verb, time.monotonic() + self._config.deadline_s)
+        running = asyncio.run_coroutine_threadsafe(work(started, argument), self._fs.loop)
         try:
-            result: T = sync(self._fs.loop, work, started, argument, timeout=self._config.deadline_s + LATE_S)
+            return stopping.result(running, started.deadline + LATE_S)
         except TimeoutError as error:  # the thread of the requests hangs
             raise self._too_late(started) from error
-        return result
+        finally:
+            running.cancel()
 
     async def _read(self, work: _Work, size: int | None) -> bytes:
         for _ in range(WRONG_SIZES):
@@ -156,7 +158,7 @@ class BucketFiles:
         total = next((total for total, _ in found if total != wanted), wanted)
         raise ShardError(
             f"s3://{work.key}: {'fewer' if total is None else total} bytes, but {wanted} were expected; it was cut or "
-            "replaced after it was written; prepare the data again, or copy it again"
+            "replaced after it was written; copy it there again"
         )
 
     async def _parts(self, work: _Work, target: memoryview) -> list[tuple[int | None, str]]:
@@ -324,7 +326,7 @@ def _total(response: dict[str, Any]) -> int:
 
 
 def _missing(work: _Work) -> ShardError:
-    return ShardError(f"s3://{work.key}: no such file; prepare the data again")
+    return ShardError(f"s3://{work.key}: no such file; copy it there again")
 
 
 _inherited: list[s3fs.S3FileSystem] = []

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from raylg.data import stopping
 from raylg.data.manifest import ShardEntry
 from raylg.data.storage import NO_SPACE, is_temporary, temporary_name
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.01
 STORE_LOCK = "store.lock"
-WRITERS = 16
-"""Processes that may share the free room without looking again; with more, the limit may be passed by a little."""
 
 
 class ShardCache:
@@ -39,13 +38,12 @@ class ShardCache:
         """Nothing is created before the first shard is kept.
 
         Args:
-            root: folder on a local disk.
+            root: folder on a local disk. On one that machines share, each machine takes away the others' marks and
+                verifies again, and the locks are only as good as those of the network file system.
             limit_bytes: of all shards together.
             wait_s: how long to wait for another process that downloads the same shard, before doing so as well.
         """
         self.root, self.limit_bytes, self.wait_s = root, limit_bytes, wait_s
-        self._room = 0
-        """Bytes that may be written before the folder is looked through again."""
         self._storing = threading.Lock()
         self._warned = False
 
@@ -126,8 +124,7 @@ class ShardCache:
             OSError: of the file system.
         """
         with self._storing, self._lock(STORE_LOCK, lambda: False):
-            if len(data) > self._room:
-                self._room = (self.limit_bytes - self._shrink(self.limit_bytes - len(data))) // WRITERS
+            self._shrink(self.limit_bytes - len(data))
             while True:
                 temporary = temporary_name(path)
                 try:
@@ -143,7 +140,6 @@ class ShardCache:
                         raise
                     self._shrink(max(used - len(data), 0))  # others have filled the disk: be content with less
                 else:
-                    self._room -= len(data)
                     return
 
     def _shrink(self, limit: int) -> int:
@@ -178,10 +174,12 @@ class ShardCache:
 
         Raises:
             OSError: of the file system.
+            Stopped: the thread shall stop.
         """
         path, deadline = self.root / name, time.monotonic() + self.wait_s
         file = _try_lock(path)
         while file is None and not until() and time.monotonic() < deadline:
+            stopping.check()
             time.sleep(POLL_SECONDS)
             file = _try_lock(path)
         try:
@@ -214,11 +212,12 @@ def _touch(path: Path, size: int) -> bool:
     """Whether the whole file is there; marks it as used now."""
     try:
         found = path.stat()
-        if found.st_size != size:
-            return False  # cut short; it is replaced by a new download
-        os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
     except OSError:
         return False
+    if found.st_size != size:
+        return False  # cut short; it is replaced by a new download
+    with contextlib.suppress(OSError):  # another user's file, or a disk that is read only: it can be read all the same
+        os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
     return True
 
 

@@ -11,16 +11,15 @@ from itertools import groupby
 
 import numpy as np
 
-from raylg.data.export_notes import PROGRESS_FOLDER, STARTED_NAME, read_notes
-from raylg.data.image_shards import ImageShard, read_image_shard
+from raylg.data.export_homes import ORIGIN_NAME
+from raylg.data.export_notes import PROGRESS_FOLDER, note_names, read_notes
+from raylg.data.image_shards import ImageShard
 from raylg.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitCounts, read_manifest
+from raylg.data.pairs import listed
 from raylg.data.reader import ShardReader
-from raylg.data.shard import Shard, read_shard
+from raylg.data.shard import Shard
 from raylg.data.storage import Storage
-from raylg.errors import ShardError
-
-SHOWN = 5
-"""Names in a message."""
+from raylg.errors import ConfigError, ShardError
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,17 @@ def check_data_set(storage: Storage, progress: Callable[[int, int], None] | None
         progress: told of shards done and shards in all.
 
     Raises:
+        ConfigError: neither a data set nor an unfinished one.
         EnvironmentUnfitError: the storage refuses or does not answer.
     """
     sizes = storage.sizes()
     try:
         manifest = read_manifest(storage)
     except ShardError as error:
-        what = _unfinished(storage, sizes) if MANIFEST_NAME not in sizes else None
-        return CheckReport(manifest=None, problems=(Problem(what or str(error)),))
+        what = str(error) if MANIFEST_NAME in sizes else _unfinished(storage, sizes)
+        if what is None:
+            raise ConfigError(str(error)) from error
+        return CheckReport(manifest=None, problems=(Problem(what),))
     problems = [*_repeated(manifest), *_files(storage, manifest, sizes)]
     content = _Content(storage, manifest)
     readable = [entry for entry in _once(manifest.shards) if sizes.get(entry.file) == entry.bytes]
@@ -82,11 +84,11 @@ def check_data_set(storage: Storage, progress: Callable[[int, int], None] | None
 
 def _unfinished(storage: Storage, sizes: dict[str, int]) -> str | None:
     """What to say of a folder without a manifest; None if no export has begun there."""
-    names = [name for name in sizes if name.startswith(f"{PROGRESS_FOLDER}/")]
-    if not names:
+    if not any(name.startswith(f"{PROGRESS_FOLDER}/") for name in sizes):
         return None
-    notes = [note for note in read_notes(storage, [name for name in names if name != STARTED_NAME]).values() if note]
-    num_pairs = sum(note.entry.num_pairs for note in notes)
+    found = [note for note in read_notes(storage, note_names(storage)).values() if note is not None]
+    notes = {(note.scene, note.index): note for note in found}
+    num_pairs = sum(note.entry.num_pairs for note in notes.values())
     return (
         f"{storage.url}: unfinished, there is no {MANIFEST_NAME} yet; {len(notes)} shards with {num_pairs} pairs are "
         "written; repeat the command that prepares it, which continues"
@@ -102,7 +104,7 @@ def _repeated(manifest: Manifest) -> Iterator[Problem]:
         for value, count in Counter(values).items():
             if count > 1:
                 of_value = [entry.file for entry in manifest.shards if value in (entry.file, entry.sha256)]
-                named = f"file {value}" if what == "file" else f"content of {_some(of_value)}"
+                named = f"file {value}" if what == "file" else f"content of {listed(of_value)}"
                 yield Problem(f"{MANIFEST_NAME}: lists the {named} {count} times", frozenset(of_value))
 
 
@@ -119,8 +121,8 @@ def _files(storage: Storage, manifest: Manifest, sizes: dict[str, int]) -> Itera
             yield Problem(f"{where}: missing", frozenset({entry.file}))
         elif found != entry.bytes:
             yield Problem(f"{where}: {found} bytes, but the manifest says {entry.bytes}", frozenset({entry.file}))
-    listed = {entry.file for entry in manifest.shards} | {MANIFEST_NAME}
-    for name in sorted(sizes.keys() - listed):
+    known = {entry.file for entry in manifest.shards} | {MANIFEST_NAME, ORIGIN_NAME}
+    for name in sorted(sizes.keys() - known):
         progress = name.startswith(f"{PROGRESS_FOLDER}/")
         what = "left by an interrupted command; repeating it clears this" if progress else "not in the manifest"
         yield Problem(f"{storage.describe(name)}: {what}")
@@ -205,47 +207,21 @@ class _Content:
             files = frozenset(file for file, each in digests.items() if np.isin(each, repeated).any())
             if files:
                 what = "pairs" if posed else "photographs"
-                text = f"scene {scene!r}: {len(repeated)} {what} are in more than one of {_some(sorted(files))}"
+                text = f"scene {scene!r}: {len(repeated)} {what} are in more than one of {listed(sorted(files))}"
                 self.problems.append(Problem(text, files))
 
     def _look(self, reader: ShardReader, entry: ShardEntry) -> _Names | str:
         """Names in a shard, or what is wrong with it."""
-        where = self.storage.describe(entry.file)
         shard: Shard | ImageShard
         try:
-            content = reader.content(entry)
             if self.manifest.content == "images":
-                shard = read_image_shard(content, where)
-                pairs, num_pairs = np.zeros((0, 2), np.int64), len(shard.names)
+                shard, pairs = reader.read_images(entry), np.zeros((0, 2), np.int64)
             else:
-                shard = read_shard(content, where)
-                pairs, num_pairs = shard.pairs, shard.num_pairs
+                shard = reader.read(entry)
+                pairs = shard.pairs
         except ShardError as error:
             return str(error)
-        problems = [
-            f"{what} {found!r}, but the manifest says {listed!r}"
-            for what, found, listed in (
-                ("images", len(shard.names), entry.num_images),
-                ("pairs", num_pairs, entry.num_pairs),
-                ("scene", shard.scene, entry.scene),
-                ("split", shard.split, entry.split),
-                ("size of descriptors", *self._descriptor_dims(shard)),
-            )
-            if found != listed
-        ]
-        if problems:
-            return f"{where}: {'; '.join(problems)}"
         digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in shard.names]
         images = np.frombuffer(b"".join(digests), dtype=np.uint64)
         low, high = np.sort(images[pairs], axis=1).T
         return _Names(images, np.unique(low * np.uint64(0x9E3779B97F4A7C15) + high))
-
-    def _descriptor_dims(self, shard: Shard | ImageShard) -> tuple[int | None, int | None]:
-        extractor = self.manifest.extractor
-        if extractor is None or isinstance(shard, ImageShard):
-            return None, None
-        return shard.descriptors.shape[1], extractor.descriptor_dim
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

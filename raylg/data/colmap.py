@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ import numpy as np
 import pycolmap
 
 from raylg.data.config import DataConfig, SplitConfig
-from raylg.data.depth_maps import find_depth_map, read_image_depth
-from raylg.data.pairs import select_pairs
+from raylg.data.depth_maps import find_depth_map, read_depth_map
+from raylg.data.pairs import leave_out, listed, select_pairs
 from raylg.data.pixels import read_image, read_image_size, same_aspect, size_text
 from raylg.data.scene import PosedView, SceneRef, Split
 from raylg.data.workspace import Workspace, find_workspaces, pinhole_parameters, undistort_command
 from raylg.errors import ConfigError, ShardError
 from raylg.schema import nearest
-
-logger = logging.getLogger(__name__)
 
 
 class ColmapSource:
@@ -61,24 +58,16 @@ class ColmapSource:
             images = images[_block(len(images), scene.split, self.config.split)]
         _check_files(workspace, images)
         overlap = covisibility([_point_ids(image) for image in images])
-        without_depth = [i for i, image in enumerate(images) if find_depth_map(workspace.root, image.name) is None]
-        overlap[without_depth] = np.nan
+        names = [image.name for image in images]
+        without_depth = tuple(name for name in names if find_depth_map(workspace.root, name) is None)
+        leave_out(overlap, names, without_depth, scene.name, "have no depth map")
         pairs, chosen = select_pairs(overlap, self.config, zlib.crc32(scene.name.encode()))
-        if without_depth:
-            logger.warning(
-                "%s: %d of %d images have no depth map and are in no pair: %s%s",
-                scene.name,
-                len(without_depth),
-                len(images),
-                ", ".join(images[i].name for i in without_depth[:5]),
-                ", ..." if len(without_depth) > 5 else "",
-            )
         return ColmapScene(
             workspace=workspace,
             views=[_view(workspace, model, image) for image in images],
             pairs=pairs,
             overlap=chosen,
-            without_depth=tuple(images[i].name for i in without_depth),
+            without_depth=without_depth,
         )
 
 
@@ -101,9 +90,8 @@ class ColmapScene:
 
     def depth(self, index: int) -> np.ndarray | None:
         """Depth, float32 [H', W'], at the resolution it was computed at; 0 where unknown."""
-        view = self.views[index]
-        path = find_depth_map(self.workspace.root, view.name)
-        return None if path is None else read_image_depth(path, view.image_size)
+        path = find_depth_map(self.workspace.root, self.views[index].name)
+        return None if path is None else read_depth_map(path)
 
 
 def covisibility(point_ids: Sequence[np.ndarray]) -> np.ndarray:
@@ -211,8 +199,8 @@ def _check_files(workspace: Workspace, images: Sequence[pycolmap.Image]) -> None
     missing = [image.name for image in images if not (workspace.images / image.name).is_file()]
     if missing:
         raise ConfigError(
-            f"{workspace.images}: {len(missing)} of {len(images)} images of the model are missing: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; copy them there"
+            f"{workspace.images}: {len(missing)} of {len(images)} images of the model are missing: {listed(missing)}; "
+            "copy them there"
         )
 
 

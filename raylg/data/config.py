@@ -10,6 +10,8 @@ from raylg.schema import check, nearest
 SOURCES = ("mini", "colmap", "megadepth", "images", "shards")
 """Built-in values of `data.source`; `module:Class` names a class of the user's."""
 WITHOUT_PATH = ("mini",)
+STORED = ("long_side", "val_fraction", "test_fraction")
+"""Options of `images` that decide what is stored of photographs; all others decide how views are drawn of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +72,15 @@ class ImagesConfig:
     long_side: int = 1024
     """Photographs are stored with at most this long side, as JPEG."""
     difficulty: float = 0.7
-    """0 leaves the corners of a view where they are, 1 may move them anywhere (glue-factory: 0.7)."""
+    """Share of the way to the centre of a view by which its corners may move, per axis (glue-factory: 0.7)."""
     max_angle: float = 45.0
     """Largest in-plane rotation of a view in degrees, scaled by `difficulty` (glue-factory: 45)."""
     photometric: float = 1.0
     """Strength of the changes of light and sharpness; 0 turns them off, 1 is LightGlue's recipe."""
     val_fraction: float = 0.05
     """Share of the photographs for validation, by a hash of their names."""
+    test_fraction: float = 0.0
+    """Share for testing, likewise."""
 
     def __post_init__(self) -> None:
         check(self.width >= 64, "width", self.width, "at least 64 px")
@@ -86,6 +90,19 @@ class ImagesConfig:
         check(0 <= self.max_angle <= 180, "max_angle", self.max_angle, "in [0, 180] degrees")
         check(0 <= self.photometric <= 1, "photometric", self.photometric, "in [0, 1]")
         check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "in (0, 1)")
+        largest = 1 - self.val_fraction
+        test = self.test_fraction
+        check(0 <= test < largest, "test_fraction", test, f"at least 0 and below 1 - val_fraction = {largest:g}")
+
+    def problem_of(self, resize: int | None) -> str | None:
+        """Why an extractor cannot take the views at their size, which it must, with `resize` before detection."""
+        longest = max(self.width, self.height)
+        if resize is None or resize >= longest:
+            return None
+        return (
+            f"model.extractor.resize = {resize}: views have {longest} px (data.images.width and height), the size that "
+            "their features are extracted at; set model.extractor.resize=null, or smaller views"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +151,8 @@ class DataConfig:
     """colmap: workspaces, or folders that hold workspaces; megadepth: its root; images: a folder or s3:// of
     photographs; shards: one folder or s3:// with a manifest.json."""
     cache_dir: str = "~/.cache/raylg"
-    """Where renders, features of sources, and shards from object storage are kept."""
+    """Where renders, features of sources, and shards from object storage are kept; for the latter, a folder on a local
+    disk. In one that several machines share, they verify each other's shards again and hold each other's locks."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     mini: SyntheticConfig = field(default_factory=SyntheticConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -144,7 +162,8 @@ class DataConfig:
     max_overlap: float = 0.7
     """Largest covisibility of a pair (glue-factory: 0.7)."""
     max_pairs_per_scene: int = 300
-    """Pairs drawn per scene, evenly over three overlap bins (glue-factory: 300)."""
+    """Pairs drawn per scene, evenly over three overlap bins, once: every epoch sees the same. (glue-factory draws 300
+    anew in each epoch; for as many different ones, multiply by the number of epochs.)"""
     images_per_shard: int = 64
     """Largest number of images in one shard."""
     batch_size: int = 32

@@ -9,7 +9,7 @@ import torch
 
 from raylg.batch import PairBatch, View
 from raylg.data.manifest import data_hash
-from raylg.data.open_shards import OpenShards
+from raylg.data.open_shards import SplitShards
 from raylg.data.reader import ShardReader
 from raylg.data.resize import decode_thumbnail
 from raylg.data.scene import Split
@@ -21,7 +21,7 @@ SERIAL_COPY = 2**15
 """Elements that torch copies in one thread; it divides larger copies among threads that belong to the training step."""
 
 
-class PairDataset:
+class PairDataset(SplitShards[Shard]):
     """The posed pairs of one split of a data set of feature shards. May be used from several threads.
 
     A pair is addressed as (shard, pair), both from 0 within the split. Shards that were used last stay in memory, see
@@ -40,15 +40,13 @@ class PairDataset:
         Raises:
             ConfigError: the shards hold photographs, or fewer keypoints per image than `num_keypoints`.
         """
-        self.reader, self.split, self.num_keypoints, self.open_shards = reader, split, num_keypoints, open_shards
-        self.manifest = reader.manifest
-        self.data_hash = data_hash(self.manifest)
-        self.entries = [entry for entry in self.manifest.shards if entry.split == split]
-        self._shards: OpenShards[Shard] = OpenShards(reader, self.entries, open_shards, reader.read)
+        super().__init__(reader, split, open_shards, reader.read)
+        self.num_keypoints, self.data_hash = num_keypoints, data_hash(self.manifest)
         extractor, where = self.manifest.extractor, reader.storage.url
         if extractor is None:
             raise ConfigError(
-                f"{where} holds photographs, not local features of posed images; give it as data.source=images"
+                f"{where} holds photographs, not local features of posed images; give other shards here, and these as "
+                f"data=shards data.path={where}, which trains on homographies"
             )
         self._descriptor_dim = extractor.descriptor_dim
         stored = extractor.settings.get("max_num_keypoints")
@@ -58,16 +56,6 @@ class PairDataset:
                 f"keypoints per image; lower data.num_keypoints or evaluation.num_keypoints, or prepare again with "
                 f"model.extractor.max_num_keypoints={num_keypoints}"
             )
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Number of pairs in each shard of the split."""
-        return tuple(entry.num_pairs for entry in self.entries)
-
-    @property
-    def num_pairs(self) -> int:
-        """Number of pairs in the split."""
-        return sum(self.shard_sizes)
 
     def batch(self, indices: np.ndarray) -> PairBatch:
         """Read pairs.
@@ -105,13 +93,6 @@ class PairDataset:
             image0, image1 = (decode_thumbnail(shard.thumbnails[i], where) for i in shard.pairs[pair])
             result.append((image0, image1))
         return result
-
-    def fetch(self, shard: int) -> None:
-        """Bring a shard near ahead of need: into the cache of this machine, or into memory where there is no cache.
-
-        Nothing to do for a local folder, or where the memory for this is full. Errors as of `batch`.
-        """
-        self._shards.fetch(shard)
 
     def _view(self, images: Sequence[tuple[Shard, int]]) -> View:
         rows = [

@@ -7,7 +7,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from raylg.data.pixels import same_aspect, size_text
 from raylg.errors import ShardError
 
 STEREO_FOLDER = Path("stereo/depth_maps")
@@ -40,19 +39,6 @@ def read_depth_map(path: Path) -> np.ndarray:
         raise ShardError(f"{path}: a depth map of shape {list(depth.shape)}, expected [H, W]")
     depth = depth.astype(np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
-
-
-def read_image_depth(path: Path, image_size: tuple[int, int]) -> np.ndarray:
-    """Read the depth map of an image of `image_size` (width, height), possibly at another resolution.
-
-    Raises:
-        ShardError: truncated, of another format, or of another aspect than the image.
-    """
-    depth = read_depth_map(path)
-    size = (depth.shape[1], depth.shape[0])
-    if not same_aspect(size, image_size):
-        raise ShardError(f"{path}: {size_text(size)} pixels, but the image has {size_text(image_size)}")
-    return depth
 
 
 def _read_hdf5(path: Path) -> np.ndarray:

@@ -1,27 +1,28 @@
 """Scenes to feature shards, on several processes or machines; interrupted at any moment, the same call continues.
 
 Scenes are divided into parts, which are exported independently of each other, shard by shard. What is finished is
-noted in `.progress/` within the folder; the manifest comes last and replaces these notes. Neither the shards nor their
-bytes depend on the number of parts and processes.
+noted in `.progress/` within the folder; the manifest comes last and replaces these notes. Neither the shards nor, on
+one machine, their bytes depend on the number of parts and processes. Other kinds of processors, and tasks of a cluster
+with more than one thread (`scale.cpus_per_worker`), round the features of a network differently.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from raylg.data.export_notes import STARTED_NAME, ShardNote, clear_notes, finished_shards
+from raylg.data.export_homes import ExportHome, existing
+from raylg.data.export_notes import ShardNote
 from raylg.data.export_pool import ExportPool, PartRunner, ProcessPool
 from raylg.data.export_scene import ExportJob, ExportOptions, Extractor, Part, Progress
-from raylg.data.manifest import MANIFEST_NAME, Manifest, SplitCounts, read_manifest, write_manifest
+from raylg.data.manifest import Manifest, SplitCounts
 from raylg.data.scene import SceneRef, SceneSource, Split
 from raylg.data.storage import Storage
-from raylg.errors import ConfigError
+from raylg.errors import ConfigError, ShardError
 
 __all__ = ["ExportOptions", "ExportPool", "Extractor", "PartRunner", "export_features"]
 
@@ -45,25 +46,24 @@ def export_features(
         source: picklable; its scenes need different names.
         make_extractor: picklable; called once per process.
         out: a folder, created if missing, or a place in a bucket. Holding an unfinished export of the same fingerprint,
-            that is continued; holding a finished one, nothing is done.
+            that is continued, but for shards of scenes that have changed; holding a finished one, nothing is done.
         options: see there.
         progress: told of images done and images in all; the latter is an estimate until all scenes are loaded.
         pool: where the work is done; by default `options.num_processes` processes of this machine.
 
     Raises:
-        ConfigError: scenes share a name, no scene has a pair, or `out` holds another data set.
-        EnvironmentUnfitError: a process died, or the storage refuses.
+        ConfigError: scenes share a name, no scene has a pair, or `out` holds another data set, finished or not.
+        EnvironmentUnfitError: a process died, the storage refuses, or another call has begun to write to `out`.
         RaylgError: any other failure, naming the scene; what is finished is kept.
     """
-    if out.exists(MANIFEST_NAME):
-        manifest = _existing(out, options)
-        clear_notes(out)  # left by a process that was killed between manifest and end
+    manifest = existing(out, options.created_by.fingerprint)
+    if manifest is not None:
         return manifest
     refs = source.scenes()
     _check_names(refs)
-    job = ExportJob(source=source, make_extractor=make_extractor, out=out, options=options, token=secrets.token_hex(8))
-    scenes = _Scenes(refs, finished_shards(out, options.created_by.fingerprint), progress)
-    out.write(STARTED_NAME, job.token.encode())
+    home = ExportHome(out, options.created_by.fingerprint)
+    job = ExportJob(source=source, make_extractor=make_extractor, out=out, options=options, token=home.token)
+    scenes = _Scenes(refs, home, progress)
     scenes.export(job, pool or ProcessPool(options.num_processes))
     empty = [ref.name for ref in refs if not scenes.shards(ref)]
     if len(empty) == len(refs):
@@ -73,26 +73,22 @@ def export_features(
         )
     if empty:
         logger.warning("%d of %d scenes have no pair of images: %s", len(empty), len(refs), ", ".join(empty))
+    notes = [note for ref in refs for note in scenes.shards(ref)]
     manifest = Manifest(
         name=options.name,
         created_by=options.created_by,
         extractor=options.extractor,
         splits=_count(refs, scenes),
-        shards=tuple(note.entry for ref in refs for note in scenes.shards(ref)),
+        shards=tuple(note.entry for note in notes),
     )
-    write_manifest(out, manifest)
-    clear_notes(out)
-    return manifest
+    return home.conclude(manifest, notes, {ref.name: ref.split for ref in refs})
 
 
 class _Scenes:
     """All scenes of an export: what is finished of them, and how far the rest is."""
 
-    def __init__(
-        self, refs: Sequence[SceneRef], notes: Iterable[ShardNote], progress: Callable[[int, int], None] | None
-    ) -> None:
-        """`notes` are of an earlier call."""
-        self._refs, self._progress = refs, progress
+    def __init__(self, refs: Sequence[SceneRef], home: ExportHome, progress: Callable[[int, int], None] | None) -> None:
+        self._refs, self._home, self._progress = refs, home, progress
         self._notes: dict[SceneRef, dict[int, ShardNote]] = {ref: {} for ref in refs}
         self._done: dict[tuple[SceneRef, int], int] = {}
         """Images done, by scene and part."""
@@ -100,7 +96,6 @@ class _Scenes:
         """Images of the scenes that are known."""
         self._divided: set[SceneRef] = set()
         """Scenes all of whose parts are submitted."""
-        self._take(notes)
 
     def shards(self, ref: SceneRef) -> list[ShardNote]:
         """The finished shards of a scene, in order."""
@@ -111,17 +106,23 @@ class _Scenes:
         return next((note.num_images for note in self._notes[ref].values()), 0)
 
     def export(self, job: ExportJob, pool: ExportPool) -> None:
-        """Export what is not finished."""
-        missing = []
+        """Export what is not finished.
+
+        Raises:
+            ShardError: a scene has changed meanwhile.
+            RaylgError: see `export_features`.
+        """
+        complete = _complete(self._home.notes)  # as it seems: only a loaded scene can tell
+        missing = sum(ref not in complete for ref in self._refs)
+        count = math.ceil(PARTS_PER_SLOT * pool.slots / max(missing, 1)) if pool.slots > 1 else 1
+        with pool.start(job) as runner:
+            self._run(runner, [Part(scene=ref, count=1 if ref in complete else count) for ref in self._refs])
         for ref in self._refs:
-            if self._is_complete(ref):
-                self._totals[ref] = self._done[ref, 0] = self.num_images(ref)
-            else:
-                missing.append(ref)
-        if missing:
-            count = math.ceil(PARTS_PER_SLOT * pool.slots / len(missing)) if pool.slots > 1 else 1
-            with pool.start(job) as runner:
-                self._run(runner, [Part(scene=ref, count=count) for ref in missing])
+            if len({note.plan for note in self.shards(ref)}) > 1:
+                raise ShardError(
+                    f"scene {ref.name!r}: its images or pairs have changed while it was exported; repeat the command, "
+                    "which makes those shards again that do not fit"
+                )
         if self._progress is not None:
             num_images = sum(map(self.num_images, self._refs))
             self._progress(num_images, num_images)
@@ -135,28 +136,21 @@ class _Scenes:
             told, finished = runner.poll()
             for part, notes in finished:
                 pending.remove(part)
-                self._take(notes)
+                self._notes[part.scene] |= {note.index: note for note in notes}
+            if finished:
+                self._home.hold()
             known = {each.part: each.num_shards for each in told}
             known |= {part: notes[0].num_shards for part, notes in finished if notes}
             parts = [other for part, num_shards in known.items() for other in self._others(part, num_shards)]
             self._tell(told)
 
-    def _take(self, notes: Iterable[ShardNote]) -> None:
-        for note in notes:
-            if note.scene in self._notes:  # an earlier call may have seen scenes that are gone
-                self._notes[note.scene][note.index] = note
-
-    def _is_complete(self, ref: SceneRef) -> bool:
-        notes = self._notes[ref]
-        return any(len(notes) == note.num_shards for note in notes.values())
-
     def _others(self, part: Part, num_shards: int) -> list[Part]:
-        """The parts of a scene beside its first one that have something to do; none if asked again."""
+        """The parts of a scene beside its first one that have shards; none if asked again."""
         if part.scene in self._divided:
             return []
         self._divided.add(part.scene)
         others = [replace(part, index=index) for index in range(1, part.count)]
-        return [other for other in others if any(k not in self._notes[part.scene] for k in other.shards(num_shards))]
+        return [other for other in others if other.shards(num_shards)]
 
     def _tell(self, told: Sequence[Progress]) -> None:
         for each in told:
@@ -167,15 +161,11 @@ class _Scenes:
             self._progress(sum(self._done.values()), round(total))
 
 
-def _existing(out: Storage, options: ExportOptions) -> Manifest:
-    manifest = read_manifest(out)
-    if manifest.created_by.fingerprint != options.created_by.fingerprint:
-        made = f"({manifest.extractor.name}, made by" if manifest.extractor is not None else "(images, made by"
-        raise ConfigError(
-            f"{out.url} already holds the features {manifest.name!r} {made} `{manifest.created_by.command}`) of other "
-            "scenes or options; give another folder, or delete this one"
-        )
-    return manifest
+def _complete(notes: Iterable[ShardNote]) -> set[SceneRef]:
+    """Scenes that have a note of every shard."""
+    known = {(note.scene, note.num_shards, note.index) for note in notes}
+    counts = Counter((scene, num_shards) for scene, num_shards, _ in known)
+    return {scene for (scene, num_shards), count in counts.items() if count == num_shards}
 
 
 def _check_names(refs: Sequence[SceneRef]) -> None:

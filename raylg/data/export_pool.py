@@ -6,8 +6,6 @@ import ctypes
 import multiprocessing
 import os
 import queue
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -19,10 +17,9 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import connection
 from typing import Protocol
 
 import cv2
@@ -32,6 +29,7 @@ from raylg.data.export_notes import ShardNote
 from raylg.data.export_scene import ExportJob, Part, PartExporter, Progress
 from raylg.data.scene import SceneRef
 from raylg.errors import EnvironmentUnfitError, RaylgError
+from raylg.processes import prepare_worker
 
 POLL_SECONDS = 0.2
 
@@ -54,7 +52,7 @@ class PartRunner(Protocol):
 
 
 class ExportPool(Protocol):
-    """Where parts are exported. Their bytes are the same everywhere."""
+    """Where parts are exported, into the same shards everywhere."""
 
     @property
     def slots(self) -> int:
@@ -82,9 +80,11 @@ class ProcessPool:
         """None takes one process per processor; 1 works in the calling process."""
         self.slots = num_processes or len(os.sched_getaffinity(0))
 
-    def start(self, job: ExportJob) -> _LocalRunner:
-        """See `ExportPool`."""
-        return _LocalRunner(job, self.slots)
+    @contextmanager
+    def start(self, job: ExportJob) -> Iterator[PartRunner]:
+        """See `ExportPool`. Meanwhile, this process has one thread per library, too."""
+        with _one_thread(), _LocalRunner(job, self.slots) as runner:
+            yield runner
 
 
 class _Events(Protocol):
@@ -188,14 +188,9 @@ _exporter: PartExporter | None = None  # of a process of the pool
 
 
 def _start_process(job: ExportJob, tell: _Teller) -> None:
-    """Prepare a process of the pool: one thread per library, and no life after the parent's."""
     global _exporter
-    os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are loaded later
+    prepare_worker()
     limit_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent says when to stop
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
     _exporter = PartExporter(job, tell)
 
 
@@ -205,9 +200,16 @@ def limit_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _exit_after(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)  # a killed parent leaves nobody who would end this process
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread per library, as processes of a pool have: the last digits of a network's features depend on that."""
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    limit_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
 
 
 def _export_in_process(part: Part) -> tuple[ShardNote, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from raylg.batch import Features
-from raylg.data.export_notes import ShardNote, note_name, read_note, shard_name, write_note
+from raylg.data.export_contract import check_depth, check_features, check_scene
+from raylg.data.export_notes import ShardNote, scene_notes, scene_shard_name, write_note
 from raylg.data.manifest import CreatedBy, ExtractorInfo
 from raylg.data.pairs import group_pairs
 from raylg.data.resize import encode_thumbnail, fit, shrink
@@ -97,6 +99,8 @@ class ImageFeatures:
     features: Features
     depth_keypoints: np.ndarray
     """float32 [N]."""
+    has_depth: bool
+    """Whether there is a depth map, of which no keypoint may have any."""
     camera: np.ndarray
     """float64 [4], of the resized image."""
     image_size: tuple[int, int]
@@ -116,6 +120,35 @@ class _Plan:
     """Pairs of each shard, int64 [P_k]."""
     images: Sequence[Sequence[int]]
     """Images of each shard, ascending."""
+
+    def digest(self, index: int, with_depth: Iterable[bool]) -> str:
+        """Of all that the scene gives for a shard, but for pixels and values of depth.
+
+        Args:
+            index: of the shard.
+            with_depth: whether each of its images has a depth map.
+        """
+        views = [self.scene.views[image] for image in self.images[index]]
+        return _digest(
+            np.array(index),
+            np.array(list(with_depth)),
+            self.scene.overlap[self.groups[index]].astype(np.float32),
+            np.stack([view.camera for view in views]).astype(np.float64),
+            np.stack([view.T_w2c for view in views]).astype(np.float64),
+            text=self.content,
+        )
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the names and sizes of the images that are in a pair, and of the pairs of each shard."""
+        used, pairs = np.unique(self.scene.pairs, return_inverse=True)
+        views = [self.scene.views[image] for image in used]
+        return _digest(
+            np.array([view.image_size for view in views]),
+            np.array([len(group) for group in self.groups]),
+            pairs.reshape(-1, 2)[np.concatenate(self.groups)],
+            text="\0".join(view.name for view in views),
+        )
 
     @cached_property
     def first_use(self) -> dict[int, int]:
@@ -137,7 +170,9 @@ class PartExporter:
         self._loaded: _Plan | None = None
 
     def export(self, part: Part) -> tuple[ShardNote, ...]:
-        """Write those shards of a part that are not there.
+        """Write those shards of a part that are not there, or that the source would not give like this any more.
+
+        Of shards that are there, depth maps are looked for again, but no pixels are read.
 
         Raises:
             ShardError: the scene or the extractor breaks its contract.
@@ -145,14 +180,18 @@ class PartExporter:
         """
         plan = self._plan(part.scene)
         shards = part.shards(len(plan.groups))
-        notes = {k: note for k in shards if (note := self._finished(part.scene, k)) is not None}
         own = {image for image, k in plan.first_use.items() if k in shards}
-        done = {image for image in own if plan.first_use[image] in notes}
+        done: set[int] = set()
         num_images, num_shards = len(plan.first_use), len(plan.groups)
 
         def tell() -> None:
             self.tell(Progress(part=part, num_done=len(done), num_images=num_images, num_shards=num_shards))
 
+        notes: dict[int, ShardNote] = {}
+        for note in self._finished(plan, shards):
+            notes.setdefault(note.index, note)
+            done.update(image for image in plan.images[note.index] if plan.first_use[image] == note.index)
+            tell()
         tell()
         kept: dict[int, ImageFeatures] = {}
         for k in (k for k in shards if k not in notes):
@@ -161,20 +200,8 @@ class PartExporter:
                     kept[image] = self._extract(plan.scene, image)
                     done |= {image} & own
                     tell()
-            shard = pack_shard(part.scene, plan.scene, plan.groups[k], {image: kept[image] for image in plan.images[k]})
+            notes[k] = self._write(plan, k, {image: kept[image] for image in plan.images[k]})
             kept = self._needed_again(kept, [plan.images[j] for j in shards if j > k and j not in notes])
-            data = shard_bytes(shard)
-            entry = entry_of(shard_name(part.scene.name, k), shard, data)
-            self.job.out.write(entry.file, data)
-            notes[k] = ShardNote(
-                scene=part.scene,
-                index=k,
-                num_shards=num_shards,
-                num_images=num_images,
-                fingerprint=self.job.options.created_by.fingerprint,
-                entry=entry,
-            )
-            write_note(self.job.out, notes[k])
         return tuple(notes[k] for k in shards)
 
     @cached_property
@@ -185,18 +212,45 @@ class PartExporter:
         if self._loaded is None or self._loaded.ref != ref:
             self._loaded = None  # two scenes are never in memory
             scene = self.job.source.load(ref)
-            _check_scene(scene)
+            check_scene(scene)
             groups = group_pairs(scene.pairs, self.job.options.images_per_shard)
             images = [np.unique(scene.pairs[group]).tolist() for group in groups]
             self._loaded = _Plan(ref=ref, scene=scene, groups=groups, images=images)
         return self._loaded
 
-    def _finished(self, ref: SceneRef, index: int) -> ShardNote | None:
-        """Note of a shard that an earlier or a killed process has finished and that is still there."""
-        note = read_note(self.job.out, note_name(ref.name, index))
-        if note is None or (note.scene, note.fingerprint) != (ref, self.job.options.created_by.fingerprint):
-            return None
-        return note if self.job.out.size(note.entry.file) == note.entry.bytes else None
+    def _finished(self, plan: _Plan, shards: range) -> Iterator[ShardNote]:
+        """Notes of shards that an earlier or a killed process has finished, that are there and as the scene is now."""
+        has_depth: dict[int, bool] = {}
+        for note in scene_notes(self.job.out, plan.ref.name, shards):
+            if (note.scene, note.fingerprint) != (plan.ref, self.job.options.created_by.fingerprint):
+                continue
+            if self.job.out.size(note.entry.file) != note.entry.bytes:
+                continue
+            for image in plan.images[note.index]:
+                if image not in has_depth:
+                    has_depth[image] = plan.scene.depth(image) is not None
+            if note.digest == plan.digest(note.index, (has_depth[image] for image in plan.images[note.index])):
+                yield note
+
+    def _write(self, plan: _Plan, index: int, images: dict[int, ImageFeatures]) -> ShardNote:
+        """Write a shard, then the note that it is there."""
+        shard = pack_shard(plan.ref, plan.scene, plan.groups[index], images)
+        data = shard_bytes(shard)
+        entry = entry_of("", shard, data)
+        entry = replace(entry, file=scene_shard_name(plan.ref.name, index, entry.sha256))
+        self.job.out.write(entry.file, data)
+        note = ShardNote(
+            scene=plan.ref,
+            index=index,
+            num_shards=len(plan.groups),
+            num_images=len(plan.first_use),
+            fingerprint=self.job.options.created_by.fingerprint,
+            plan=plan.content,
+            digest=plan.digest(index, (image.has_depth for image in images.values())),
+            entry=entry,
+        )
+        write_note(self.job.out, note)
+        return note
 
     def _needed_again(self, kept: dict[int, ImageFeatures], later: Sequence[Sequence[int]]) -> dict[int, ImageFeatures]:
         """Those of the images that the `later` shards need, soonest first, as many as may wait."""
@@ -212,17 +266,19 @@ class PartExporter:
         resized = fit(image, options.resize) if options.enlarge else shrink(image, options.resize)
         height, width = resized.shape[:2]
         features = self._extractor(resized)
-        _check_features(features, options.extractor.descriptor_dim, view.name)
+        check_features(features, options.extractor, view, (width, height))
         depth = scene.depth(index)
         if depth is None:
             depth_keypoints = np.full(len(features), np.nan, dtype=np.float32)
         else:  # the depth map keeps its own resolution: resampling it would invent depth at edges
+            check_depth(depth, view)
             scale = np.array([depth.shape[1] / width, depth.shape[0] / height])
             depth_keypoints = sample_depth(depth, features.keypoints * scale)
         scale_x, scale_y = width / view.image_size[0], height / view.image_size[1]
         return ImageFeatures(
             features=features,
             depth_keypoints=depth_keypoints,
+            has_depth=depth is not None,
             camera=view.camera * np.array([scale_x, scale_y, scale_x, scale_y]),
             image_size=(width, height),
             original_size=view.image_size,
@@ -259,23 +315,10 @@ def pack_shard(ref: SceneRef, scene: Scene, group: np.ndarray, images: dict[int,
     )
 
 
-def _check_scene(scene: Scene) -> None:
-    names = [view.name for view in scene.views]
-    if len(set(names)) != len(names):
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ShardError(f"image names must be unique within the scene, repeated: {', '.join(repeated[:5])}")
-    if len(scene.overlap) != len(scene.pairs):
-        raise ShardError(f"{len(scene.pairs)} pairs, but overlap of {len(scene.overlap)}")
-    if len(scene.pairs) and not 0 <= scene.pairs.min() <= scene.pairs.max() < len(names):
-        raise ShardError(f"pairs index images up to {scene.pairs.max()}, but there are {len(names)} images")
-
-
-def _check_features(features: Features, descriptor_dim: int, name: str) -> None:
-    count = len(features)
-    if features.descriptors.shape != (count, descriptor_dim):
-        found = list(features.descriptors.shape)
-        raise ShardError(f"image {name}: descriptors are {found}, expected {[count, descriptor_dim]}")
-    if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
-        raise ShardError(f"image {name}: the extractor gave keypoints or descriptors that are not finite")
-    if (np.diff(features.keypoint_scores) > 0).any():
-        raise ShardError(f"image {name}: keypoints are not sorted by descending score")
+def _digest(*arrays: np.ndarray, text: str) -> str:
+    """16 hex digits that change with any value; integers count as 64 bits."""
+    content = hashlib.sha256(text.encode())
+    for array in arrays:
+        content.update(str(array.shape).encode())
+        content.update((array if array.dtype.kind == "f" else array.astype(np.int64)).tobytes())
+    return content.hexdigest()[:16]

@@ -1,4 +1,7 @@
-"""HDF5 files in memory: their arrays are views of the content, where h5py would copy them."""
+"""HDF5 files in memory: their arrays are views of the content, where h5py would copy them.
+
+Every shard has the attributes format, scene and split, and the names of its images.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,39 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast, get_args
 
 import h5py
 import numpy as np
+
+from raylg.data.manifest import FORMAT
+from raylg.data.scene import Split
+from raylg.errors import ShardError
 
 Source = Path | bytes | np.ndarray
 """A file, or its content (uint8 [bytes])."""
 
 
 class Hdf5Content:
-    """An open file and its bytes."""
+    """An open file and its bytes.
+
+    Attributes:
+        attrs: of the file.
+        scene: that its images come from.
+        split: that its pairs belong to.
+        names: of its images.
+    """
 
     def __init__(self, file: h5py.File, content: np.ndarray) -> None:
+        """Raises what `opened` translates: it is of another format, or something is missing."""
         self.attrs, self._file, self._content = file.attrs, file, content
+        found = self.attrs.get("format")
+        if found != FORMAT:
+            raise ValueError(f"format {found}, but this version reads format {FORMAT}")
+        if self.attrs["split"] not in get_args(Split):
+            raise ValueError(f"split {self.attrs['split']!r}")
+        self.scene, self.split = str(self.attrs["scene"]), cast(Split, self.attrs["split"])
+        self.names: tuple[str, ...] = tuple(name.decode() for name in self["names"])
 
     def get(self, name: str) -> np.ndarray | None:
         """The whole of a data set, or None; errors as of `[]`."""
@@ -43,17 +66,24 @@ class Hdf5Content:
 
 
 @contextlib.contextmanager
-def opened(source: Source) -> Iterator[Hdf5Content]:
-    """Open a file for reading.
+def opened(source: Source, where: str) -> Iterator[Hdf5Content]:
+    """Open a shard for reading.
+
+    Args:
+        source: a file, or its content.
+        where: for messages.
 
     Raises:
-        OSError: it cannot be read, or is not HDF5.
+        ShardError: missing, damaged or of another format; also for what reading it raises in the body.
     """
-    if isinstance(source, Path):
-        source = np.fromfile(source, dtype=np.uint8)
-    content = np.frombuffer(source, dtype=np.uint8)
-    with h5py.File(_Memory(content), "r") as file:
-        yield Hdf5Content(file, content)
+    try:
+        content = np.fromfile(source, np.uint8) if isinstance(source, Path) else np.frombuffer(source, np.uint8)
+        with h5py.File(_Memory(content), "r") as file:
+            yield Hdf5Content(file, content)
+    except FileNotFoundError as error:
+        raise ShardError(f"{where}: no such shard; prepare the data again") from error
+    except (OSError, KeyError, ValueError, TypeError) as error:  # what h5py raises on files cut or overwritten
+        raise ShardError(f"{where}: cannot be read as a shard ({error}); prepare the data again") from error
 
 
 class _Memory(io.RawIOBase):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from raylg import schema
 from raylg.batch import Features, PairBatch, View
-from raylg.data.config import DataConfig
+from raylg.data.config import STORED, DataConfig
 from raylg.data.dataset import padded
 from raylg.data.homographies import HomographyPair, sample_pair, warp_views
-from raylg.data.image_shards import ImageShard, read_image_shard
-from raylg.data.manifest import ShardEntry, data_hash
-from raylg.data.open_shards import OpenShards
+from raylg.data.image_shards import ImageShard
+from raylg.data.manifest import data_hash
+from raylg.data.open_shards import SplitShards
 from raylg.data.photometric import photometric
 from raylg.data.reader import ShardReader
 from raylg.data.resize import THUMBNAIL_SIZE, shrink
@@ -66,7 +67,7 @@ class RenderedPair:
     """(scene, photograph)."""
 
 
-class HomographyPairs:
+class HomographyPairs(SplitShards[ImageShard]):
     """The homography pairs of one split of a data set of photographs. May be used from several threads.
 
     A pair is addressed as (shard, photograph, epoch), the first two from 0 within the split, or as (shard, photograph)
@@ -97,32 +98,19 @@ class HomographyPairs:
             ConfigError: the shards hold no photographs, or the extractor gives fewer keypoints than `num_keypoints` or
                 wants smaller images than the views.
         """
-        self.reader, self.split, self.num_keypoints, self.open_shards = reader, split, num_keypoints, config.open_shards
-        self.options, self.extractor = config.images, extractor
+        super().__init__(reader, split, config.open_shards, reader.read_images)
+        self.num_keypoints, self.options, self.extractor = num_keypoints, config.images, extractor
         self.seed = seed if split == "train" else SCORING_SEED
-        self.manifest = reader.manifest
-        self.entries = [entry for entry in self.manifest.shards if entry.split == split]
         self._check()
         self.data_hash = schema.digest(
             {
                 "shards": data_hash(self.manifest),
-                "images": schema.to_mapping(self.options),
+                "images": {key: value for key, value in schema.to_mapping(self.options).items() if key not in STORED},
                 "extractor": dict(extractor.identity),
                 "num_keypoints": num_keypoints,
             }
         )
-        self._shards = OpenShards(reader, self.entries, self.open_shards, self._read)
         self._threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode-photographs")
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Number of photographs in each shard of the split."""
-        return tuple(entry.num_pairs for entry in self.entries)
-
-    @property
-    def num_pairs(self) -> int:
-        """Number of photographs in the split."""
-        return sum(self.shard_sizes)
 
     def batch(self, indices: np.ndarray) -> PairBatch:
         """Draw pairs and extract their features.
@@ -167,16 +155,13 @@ class HomographyPairs:
             result.append((small0, small1))
         return result
 
-    def fetch(self, shard: int) -> None:
-        """Bring a shard near ahead of need; errors as of `batch`."""
-        self._shards.fetch(shard)
-
     def render(self, indices: np.ndarray) -> Iterator[RenderedPair]:
         """The views of each pair; photographs are decoded ahead by threads. Arguments and errors as of `batch`."""
         size = (self.options.width, self.options.height)
-        for (shard, pair, *epoch), (photograph, name) in zip(
-            indices.tolist(), self._threads.map(self._photograph, indices[:, :2].tolist()), strict=True
-        ):
+        # In the context of the caller, which may want to stop.
+        photographs = [self._threads.submit(copy_context().run, self._photograph, *row[:2]) for row in indices.tolist()]
+        for (shard, pair, *epoch), decoded in zip(indices.tolist(), photographs, strict=True):
+            photograph, name = decoded.result()
             rng = np.random.default_rng((self.seed, epoch[0] if epoch else 0, shard, pair, STREAM))
             geometry = sample_pair(rng, (photograph.shape[1], photograph.shape[0]), self.options)
             image = torch.from_numpy(photograph).to(self.extractor.device)
@@ -186,20 +171,16 @@ class HomographyPairs:
             )
             yield RenderedPair(views=(view0, view1), geometry=geometry, name=name)
 
-    def _photograph(self, index: Sequence[int]) -> tuple[np.ndarray, tuple[str, str]]:
+    def _photograph(self, number: int, photograph: int) -> tuple[np.ndarray, tuple[str, str]]:
         """Pixels, uint8 [H, W, 3] RGB, and (scene, name)."""
-        number, photograph = index
         shard = self._shards[number]
         image = shard.decode(photograph, self.reader.storage.describe(self.entries[number].file))
         return image, (shard.scene, shard.names[photograph])
 
-    def _read(self, entry: ShardEntry) -> ImageShard:
-        return read_image_shard(self.reader.content(entry), self.reader.storage.describe(entry.file))
-
     def _check(self) -> None:
         where = self.reader.storage.url
         if self.manifest.content != "images":
-            raise ConfigError(f"{where} holds {self.manifest.content}, not photographs; give it as data.source=shards")
+            raise ConfigError(f"{where} holds {self.manifest.content}, not photographs; open it as PairDataset")
         settings = self.extractor.identity["settings"]
         most, resize = settings["max_num_keypoints"], settings["resize"]
         if self.num_keypoints > most:
@@ -207,12 +188,9 @@ class HomographyPairs:
                 f"num_keypoints = {self.num_keypoints}, but the extractor gives at most {most}; lower "
                 "data.num_keypoints or evaluation.num_keypoints, or raise model.extractor.max_num_keypoints"
             )
-        longest = max(self.options.width, self.options.height)
-        if resize is not None and resize < longest:
-            raise ConfigError(
-                f"model.extractor.resize = {resize}, but views have {longest} px (data.images.width and height), which "
-                "is the size that features are extracted at; set model.extractor.resize=null, or smaller views"
-            )
+        problem = self.options.problem_of(resize)
+        if problem is not None:
+            raise ConfigError(problem)
 
     def _view(self, features: Sequence[Features]) -> View:
         """Pad the strongest `num_keypoints` of each view to the longest."""

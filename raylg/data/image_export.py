@@ -16,17 +16,11 @@ import numpy as np
 
 from raylg import schema
 from raylg.data.config import DataConfig
-from raylg.data.export_notes import ShardNote, clear_notes, delete_all, finished_shards, write_note
-from raylg.data.image_shards import ImageShard, decode_photograph, image_shard_bytes
-from raylg.data.manifest import (
-    MANIFEST_NAME,
-    CreatedBy,
-    Manifest,
-    ShardEntry,
-    SplitCounts,
-    read_manifest,
-    write_manifest,
-)
+from raylg.data.export_homes import ExportHome, existing
+from raylg.data.export_notes import ShardNote, shard_name, write_note
+from raylg.data.image_shards import ImageShard, image_shard_bytes
+from raylg.data.manifest import CreatedBy, Manifest, ShardEntry, SplitCounts
+from raylg.data.pixels import JPEG_SIGNATURE, decode_image
 from raylg.data.resize import shrink
 from raylg.data.scene import SceneRef, Split
 from raylg.data.storage import Storage
@@ -39,7 +33,6 @@ QUALITY = 95
 """Of the JPEG files that are written, of 100."""
 GROUPS_AHEAD = 1
 """Shards whose photographs are read while one is written."""
-JPEG_SIGNATURE = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
@@ -72,66 +65,60 @@ def export_images(
     continues: a finished shard is kept as long as its files have the same names and sizes.
 
     Args:
-        config: `path` (one folder or s3:// URL), `images.long_side`, `images.val_fraction`, `images_per_shard`.
+        config: `path` (one folder or s3:// URL), `images.long_side`, `images_per_shard`, and
+            `images.val_fraction` and `images.test_fraction`.
         out: where the shards go. Holding a finished data set of the same fingerprint, nothing is done.
         created_by: for the manifest.
         progress: told of photographs done and photographs in all.
 
     Raises:
-        ConfigError: fewer than two photographs, or `out` holds another data set.
+        ConfigError: fewer than two photographs, or `out` holds another data set, finished or not.
         ShardError: some cannot be decoded; all of them are named. There is no manifest then, but finished shards stay.
-        EnvironmentUnfitError: the storage refuses or does not answer.
+        EnvironmentUnfitError: the storage refuses or does not answer, or another call has begun to write to `out`.
     """
-    if out.exists(MANIFEST_NAME):
-        return _existing(out, created_by)
+    manifest = existing(out, created_by.fingerprint)
+    if manifest is not None:
+        return manifest
     source = Storage(config.path[0], config.storage)
     name = source.url.rstrip("/").rpartition("/")[2]
-    groups = _grouped(_photographs(source), config)
-    notes = {note.scene: note for note in finished_shards(out, created_by.fingerprint)}
+    photographs = list_photographs(config)
+    groups = _grouped(photographs, config)
+    home = ExportHome(out, created_by.fingerprint)
+    sizes = out.sizes()
+    notes = {note.scene: note for note in home.notes if sizes.get(note.entry.file) == note.entry.bytes}
     total = sum(len(group.sizes) for group in groups)
     todo = [group for group in groups if group.ref not in notes]
     done = total - sum(len(group.sizes) for group in todo)
     damaged: list[str] = []
     for group, futures in _loaded(todo, source, config):
-        photographs = []
+        loaded = []
         for future in futures:
-            photographs.append(future.result())
+            loaded.append(future.result())
             done += 1
             if progress is not None:
                 progress(done, total)
-        broken = [photograph.name for photograph in photographs if photograph.jpeg is None]
+        broken = [photograph.name for photograph in loaded if photograph.jpeg is None]
         damaged += broken
         if not broken:
-            notes[group.ref] = _write(out, group.ref, photographs, name, created_by.fingerprint)
+            home.hold()
+            notes[group.ref] = _write(out, group.ref, loaded, name, created_by.fingerprint)
     if damaged:
         raise ShardError(
             f"{source.url}: {len(damaged)} of {total} photographs cannot be decoded: {', '.join(damaged)}; "
             "replace or remove these files, then repeat the command (what is finished is kept)"
         )
-    manifest = _manifest(name, created_by, [notes[group.ref].entry for group in groups])
-    wanted = {entry.file for entry in manifest.shards}
-    delete_all(out, [note.entry.file for note in notes.values() if note.entry.file not in wanted])
-    write_manifest(out, manifest)
-    clear_notes(out)
-    return manifest
+    used = [notes[group.ref] for group in groups]
+    return home.conclude(_manifest(name, created_by, [note.entry for note in used]), used, photographs)
 
 
-def _existing(out: Storage, created_by: CreatedBy) -> Manifest:
-    manifest = read_manifest(out)
-    if manifest.created_by.fingerprint != created_by.fingerprint:
-        raise ConfigError(
-            f"{out.url} already holds {manifest.name!r} (made by `{manifest.created_by.command}`) of another source or "
-            "other options; give another folder, or delete this one"
-        )
-    return manifest
-
-
-def _photographs(source: Storage) -> dict[str, int]:
+def list_photographs(config: DataConfig) -> dict[str, int]:
     """Names and bytes of all photographs; hidden files are no photographs.
 
     Raises:
         ConfigError: no such folder, or fewer than two photographs in it.
+        EnvironmentUnfitError: the storage refuses or does not answer.
     """
+    source = Storage(config.path[0], config.storage)
     visible = {
         name: size
         for name, size in source.sizes().items()
@@ -155,14 +142,21 @@ def _photographs(source: Storage) -> dict[str, int]:
 def _grouped(photographs: Mapping[str, int], config: DataConfig) -> list[_Group]:
     """Split the photographs and deal each split into shards, all by a hash of the names.
 
-    So one that is added or removed changes no other one's split, and a shard mixes photographs of all folders. Each
-    split gets at least one.
+    So one that is added or removed changes no other one's split, and a shard mixes photographs of all folders. Training
+    and validation get at least one, and so does a test split that has a share, where there is a third one.
     """
     place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13 for name in photographs}
     order = sorted(place, key=lambda name: (place[name], name))
-    num_val = sum(value < config.images.val_fraction for value in place.values())
+    val, test = config.images.val_fraction, config.images.test_fraction
+    num_val = sum(value < val for value in place.values())
     num_val = min(max(num_val, 1), len(order) - 1)
-    splits: dict[Split, list[str]] = {"train": order[num_val:], "val": order[:num_val]}
+    num_test = max(sum(val <= value < val + test for value in place.values()), int(test > 0))
+    num_test = min(num_test, len(order) - num_val - 1)
+    splits: dict[Split, list[str]] = {
+        "train": order[num_val + num_test :],
+        "val": order[:num_val],
+        "test": order[num_val : num_val + num_test],
+    }
     groups = []
     for split, names in splits.items():
         for start in range(0, len(names), config.images_per_shard):
@@ -195,7 +189,7 @@ def _loaded(
 def _load(source: Storage, name: str, size: int, long_side: int) -> _Photograph:
     """Read a photograph and make a JPEG of it, of at most `long_side` pixels; a JPEG that small is kept as it is."""
     data = source.read(name, size)
-    image = decode_photograph(data)
+    image = decode_image(data, upright=True)
     if image is None:
         return _Photograph(name, None)
     small = shrink(image, long_side)
@@ -219,10 +213,11 @@ def _write(out: Storage, ref: SceneRef, photographs: Sequence[_Photograph], scen
         split=ref.split,
     )
     data = image_shard_bytes(shard)
+    sha256 = hashlib.sha256(data).hexdigest()
     entry = ShardEntry(
-        file=f"{ref.name}.h5",
+        file=shard_name(ref.name, sha256),
         bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         num_images=len(photographs),
         num_pairs=len(photographs),
         scene=scene,
@@ -230,7 +225,14 @@ def _write(out: Storage, ref: SceneRef, photographs: Sequence[_Photograph], scen
     )
     out.write(entry.file, data)
     note = ShardNote(
-        scene=ref, index=0, num_shards=1, num_images=len(photographs), fingerprint=fingerprint, entry=entry
+        scene=ref,
+        index=0,
+        num_shards=1,
+        num_images=len(photographs),
+        fingerprint=fingerprint,
+        plan=ref.name,
+        digest=ref.name,
+        entry=entry,
     )
     write_note(out, note)
     return note

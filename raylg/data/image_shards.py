@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any
 
-import cv2
 import h5py
 import numpy as np
 
 from raylg.data.hdf5 import Source, opened
 from raylg.data.manifest import FORMAT
+from raylg.data.pixels import decode_image
 from raylg.data.scene import Split
 from raylg.errors import ShardError
 
@@ -41,13 +41,23 @@ class ImageShard:
     scene: str
     split: Split
 
+    @property
+    def num_images(self) -> int:
+        """Number of photographs I."""
+        return len(self.names)
+
+    @property
+    def num_pairs(self) -> int:
+        """Likewise: each is one pair per epoch."""
+        return len(self.names)
+
     def decode(self, index: int, where: str) -> np.ndarray:
         """A photograph, uint8 [H, W, 3] RGB.
 
         Raises:
             ShardError: it is not what the shard says; the message starts with `where`.
         """
-        image = decode_photograph(self.images[self.offsets[index] : self.offsets[index + 1]])
+        image = decode_image(self.images[self.offsets[index] : self.offsets[index + 1]], upright=True)
         expected = tuple(self.image_size[index].tolist())
         if image is None or image.shape[1::-1] != expected:
             found = "cannot be decoded" if image is None else f"has {image.shape[1::-1]} pixels, expected {expected}"
@@ -97,29 +107,11 @@ def read_image_shard(source: Source, where: str) -> ImageShard:
     Raises:
         ShardError: missing, truncated, not of photographs, or of another format.
     """
-    try:
-        with opened(source) as file:
-            found = (file.attrs.get("format"), file.attrs.get("content"))
-            if found != (FORMAT, CONTENT):
-                raise ValueError(f"format and content {found}, but this version reads {(FORMAT, CONTENT)}")
-            if file.attrs["split"] not in get_args(Split):
-                raise ValueError(f"split {file.attrs['split']!r}")
-            arrays: dict[str, Any] = {name: file[name] for name in ("images", "offsets", "image_size")}
-            names = tuple(name.decode() for name in file["names"])
-            scene, split = str(file.attrs["scene"]), cast(Split, file.attrs["split"])
-    except FileNotFoundError as error:
-        raise ShardError(f"{where}: no such shard; prepare the photographs again") from error
-    except (OSError, KeyError, ValueError, TypeError) as error:  # what h5py raises on files cut or overwritten
-        raise ShardError(f"{where}: cannot be read as a shard of photographs ({error}); prepare them again") from error
-    shard = ImageShard(names=names, scene=scene, split=split, **arrays)
+    with opened(source, where) as file:
+        found = file.attrs.get("content")
+        if found != CONTENT:
+            raise ValueError(f"content {found}, but photographs are wanted")
+        arrays: dict[str, Any] = {name: file[name] for name in ("images", "offsets", "image_size")}
+        shard = ImageShard(names=file.names, scene=file.scene, split=file.split, **arrays)
     shard.check(where)
     return shard
-
-
-def decode_photograph(data: bytes | np.ndarray) -> np.ndarray | None:
-    """Upright pixels, uint8 [H, W, 3] RGB, of an encoded photograph; None where it is damaged or cut short."""
-    try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) if len(data) else None
-    except cv2.error:  # more pixels than OpenCV takes
-        return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
@@ -37,6 +37,8 @@ class CreatedBy:
     """Resolved configuration."""
     fingerprint: str
     """Digest of all that decides the shards; an interrupted export is continued only by the same."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Of what the shards were made: options, and digests of files."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,13 @@ from raylg.data.megadepth_files import (
     SceneFolders,
     find_scene,
     index_folders,
-    listed,
     make_views,
     missing_files,
     read_image_names,
     read_overlaps,
     read_pairs,
 )
-from raylg.data.pairs import select_pairs
+from raylg.data.pairs import leave_out, listed, select_pairs
 from raylg.data.scene import SceneRef, Split
 from raylg.data.scene_lists import megadepth1500_images, megadepth_scenes
 from raylg.errors import ConfigError, ShardError
@@ -112,14 +111,13 @@ class MegaDepthSource:
         """
         files = self._scenes[scene]
         images, overlap = _read_index(files)
-        missing = missing_files(files.folders.images, [image.name for image in images])
-        if missing:
-            raise ConfigError(_missing_text(scene.name, files, missing, len(images)))
         names = [image.name for image in images]
-        self._leave_out(scene, overlap, names, _without_depth(files, names), "have no depth map")
+        for problem in _missing_images(scene.name, files, names):
+            raise ConfigError(problem)
+        leave_out(overlap, names, _without_depth(files, names), scene.name, "have no depth map")
         if scene.split != "test":
             benchmark = {PurePosixPath(image).name for image in megadepth1500_images()}
-            self._leave_out(scene, overlap, names, benchmark.intersection(names), "are images of MegaDepth-1500")
+            leave_out(overlap, names, benchmark.intersection(names), scene.name, "are images of MegaDepth-1500")
         pairs, chosen = select_pairs(overlap, self.config, zlib.crc32(scene.name.encode()))
         used, indices = np.unique(pairs, return_inverse=True)
         return FileScene(
@@ -128,14 +126,6 @@ class MegaDepthSource:
             overlap=chosen,
             folders=files.folders,
         )
-
-    @staticmethod
-    def _leave_out(scene: SceneRef, overlap: np.ndarray, names: Sequence[str], which: set[str], why: str) -> None:
-        """Make the overlap with images unknown, so that they are in no pair, and say so."""
-        overlap[[name in which for name in names]] = np.nan
-        if which:
-            what = "%s: %d of %d images %s and are in no pair: %s"
-            logger.warning(what, scene.name, len(which), len(names), why, listed(sorted(which)))
 
 
 def _find_indices(root: Path) -> dict[str, tuple[Path, ...]]:
@@ -190,19 +180,20 @@ def _scene_problems(scene: str, files: SceneFiles) -> list[str]:
         names = read_image_names(files.indices[0])
     except ShardError as error:
         return [str(error)]
+    problems = _missing_images(scene, files, names)
+    if not problems and names and len(_without_depth(files, names)) == len(names):
+        problems = [f"{scene}: {files.folders.depths} has the depth map of no image; expected {Path(names[0]).stem}.h5"]
+    return problems
+
+
+def _missing_images(scene: str, files: SceneFiles, names: Sequence[str]) -> list[str]:
     missing = missing_files(files.folders.images, names)
-    if missing:
-        return [_missing_text(scene, files, missing, len(names))]
-    if names and len(_without_depth(files, names)) == len(names):
-        return [f"{scene}: {files.folders.depths} has the depth map of no image; expected {Path(names[0]).stem}.h5"]
-    return []
-
-
-def _missing_text(scene: str, files: SceneFiles, missing: Sequence[str], total: int) -> str:
-    return (
-        f"{scene}: {len(missing)} of {total} images of {files.indices[0]} are missing in {files.folders.images}: "
+    if not missing:
+        return []
+    return [
+        f"{scene}: {len(missing)} of {len(names)} images of {files.indices[0]} are missing in {files.folders.images}: "
         f"{listed(missing)}; copy them there, or move the scene away"
-    )
+    ]
 
 
 def _without_depth(files: SceneFiles, names: Sequence[str]) -> set[str]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from raylg.data.depth_maps import read_image_depth
+from raylg.data.depth_maps import read_depth_map
 from raylg.data.object_arrays import read_object_arrays
+from raylg.data.pairs import listed
 from raylg.data.pixels import read_image, read_image_size, same_aspect, size_text
 from raylg.data.scene import PosedView
 from raylg.errors import ConfigError, ShardError
@@ -34,8 +35,6 @@ DEEPEST_INDEX = 3
 """LoFTR's root has its indices in index/scene_info_val_1500."""
 LARGEST_ROUNDING = 1
 """Sizes in pixels that differ by no more are the same size, rounded."""
-SHOWN = 5
-"""Names in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +81,8 @@ class FileScene:
 
     def depth(self, index: int) -> np.ndarray | None:
         """Depth, float32 [H', W'], 0 where unknown; None without a depth map."""
-        view = self.views[index]
-        path = self.folders.depth(view.name)
-        return None if path is None else read_image_depth(path, view.image_size)
+        path = self.folders.depth(self.views[index].name)
+        return None if path is None else read_depth_map(path)
 
 
 def index_folders(root: Path) -> list[Path]:
@@ -196,11 +194,6 @@ def make_views(images: Sequence[IndexedImage], folder: Path) -> list[PosedView]:
             f"{listed(problems, '; ')}; give the undistorted images that the index was made of"
         )
     return views
-
-
-def listed(names: Sequence[str], separator: str = ", ") -> str:
-    """The first few of many names."""
-    return separator.join(names[:SHOWN]) + (f"{separator}..." if len(names) > SHOWN else "")
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from raylg.data.manifest import ShardEntry
 from raylg.data.reader import ShardReader
+from raylg.data.scene import Split
 
 T = TypeVar("T")
 
@@ -75,6 +76,38 @@ class OpenShards(Generic[T]):
             if slot.content is None:
                 slot.content = self._read(self._entries[index])
             return slot.content
+
+
+class SplitShards(Generic[T]):
+    """The shards of one split of a data set: what data sets of pairs have in common.
+
+    Attributes:
+        reader: of the data set.
+        manifest: of the data set.
+        split: of the manifest.
+        entries: the shards of the split.
+        open_shards: that are used at a time.
+    """
+
+    def __init__(self, reader: ShardReader, split: Split, open_shards: int, read: Callable[[ShardEntry], T]) -> None:
+        """Arguments as of `OpenShards`."""
+        self.reader, self.manifest, self.split, self.open_shards = reader, reader.manifest, split, open_shards
+        self.entries = [entry for entry in self.manifest.shards if entry.split == split]
+        self._shards: OpenShards[T] = OpenShards(reader, self.entries, open_shards, read)
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Number of pairs in each shard of the split."""
+        return tuple(entry.num_pairs for entry in self.entries)
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs in the split."""
+        return sum(self.shard_sizes)
+
+    def fetch(self, shard: int) -> None:
+        """See `OpenShards.fetch`."""
+        self._shards.fetch(shard)
 
 
 @dataclass

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from raylg.data.config import DataConfig
 
+logger = logging.getLogger(__name__)
+
 NUM_BINS = 3
+SHOWN = 5
+"""Names in a message."""
+
+
+def leave_out(overlap: np.ndarray, names: Sequence[str], which: Collection[str], scene: str, why: str) -> None:
+    """Make the overlap with images unknown, so that they are in no pair, and say so.
+
+    Args:
+        overlap: float [N, N]; changed.
+        names: of the N images.
+        which: those of them that are left out.
+        scene: for the message.
+        why: likewise, after the number of images.
+    """
+    chosen = set(which)
+    overlap[[name in chosen for name in names]] = np.nan
+    if chosen:
+        what = "%s: %d of %d images %s and are in no pair: %s"
+        logger.warning(what, scene, len(chosen), len(names), why, listed(sorted(chosen)))
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few of many names."""
+    return separator.join(names[:SHOWN]) + (f"{separator}..." if len(names) > SHOWN else "")
 
 
 def select_pairs(overlap: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:

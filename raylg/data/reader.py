@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
+from raylg.data import stopping
 from raylg.data.cache import ShardCache
 from raylg.data.config import DataConfig
+from raylg.data.image_shards import ImageShard, read_image_shard
 from raylg.data.manifest import Manifest, ShardEntry, read_manifest
 from raylg.data.shard import Shard, read_shard, verify_shard
+from raylg.data.stopping import Stopped
 from raylg.data.storage import Storage
-from raylg.errors import RaylgError, ShardError
+from raylg.errors import ShardError
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +67,16 @@ class ShardReader:
             ShardError: missing or damaged, or not what the manifest says of it.
             EnvironmentUnfitError: the storage refuses or does not answer.
         """
-        where = self.storage.describe(entry.file)
-        shard = read_shard(self.content(entry), where)
-        for name in ("num_images", "num_pairs", "scene", "split"):
-            found, told = getattr(shard, name), getattr(entry, name)
-            if found != told:  # the SHA-256 fits, so it is the manifest that is wrong: pairs would be lost unnoticed
-                raise ShardError(
-                    f"{where}: {name} is {found!r}, but the manifest says {told!r}; the manifest was changed after it "
-                    "was written: prepare the data again, or copy it again"
-                )
+        shard = read_shard(self.content(entry), self.storage.describe(entry.file))
+        extractor = self.manifest.extractor
+        expected = None if extractor is None else extractor.descriptor_dim
+        self._compare(shard, entry, [("size of descriptors", shard.descriptors.shape[1], expected)])
+        return shard
+
+    def read_images(self, entry: ShardEntry) -> ImageShard:
+        """A shard of photographs; errors as of `read`."""
+        shard = read_image_shard(self.content(entry), self.storage.describe(entry.file))
+        self._compare(shard, entry)
         return shard
 
     def content(self, entry: ShardEntry) -> np.ndarray:
@@ -98,6 +103,31 @@ class ShardReader:
             self._take(entry)
         else:
             self._once(entry)
+
+    def _compare(
+        self, shard: Shard | ImageShard, entry: ShardEntry, more: Sequence[tuple[str, object, object]] = ()
+    ) -> None:
+        """Compare a shard with what the manifest says; what differs would be pairs lost, or read wrongly, unnoticed.
+
+        Raises:
+            ShardError: names all that differs.
+        """
+        problems = [
+            f"{what} {found!r}, but the manifest says {expected!r}"
+            for what, found, expected in (
+                ("images", shard.num_images, entry.num_images),
+                ("pairs", shard.num_pairs, entry.num_pairs),
+                ("scene", shard.scene, entry.scene),
+                ("split", shard.split, entry.split),
+                *more,
+            )
+            if found != expected
+        ]
+        if problems:  # the SHA-256 fits, so it is the manifest that is wrong
+            raise ShardError(
+                f"{self.storage.describe(entry.file)}: {'; '.join(problems)}; the manifest was changed after it was "
+                "written: prepare the data again, or copy it again"
+            )
 
     def _local(self, path: Path, entry: ShardEntry) -> np.ndarray:
         try:
@@ -135,32 +165,32 @@ class ShardReader:
 
     def _once(self, entry: ShardEntry) -> bytes:
         """Download, unless another thread does or has; the result is held until somebody takes it."""
-        with self._lock:
-            download = self._ahead.get(entry.sha256)
-            is_mine = download is None
-            if download is None:
-                download = self._ahead[entry.sha256] = Future()
-                finished = [key for key, other in self._ahead.items() if other.done()]
-                for key in finished[: max(len(self._ahead) - 2 * self.storage.config.parallel_reads, 0)]:
-                    del self._ahead[key]
-        if is_mine:
+        while True:
+            with self._lock:
+                download = self._ahead.get(entry.sha256)
+                is_mine = download is None
+                if download is None:
+                    download = self._ahead[entry.sha256] = Future()
+                    finished = [key for key, other in self._ahead.items() if other.done()]
+                    for key in finished[: max(len(self._ahead) - 2 * self.storage.config.parallel_reads, 0)]:
+                        del self._ahead[key]
+            if is_mine:
+                try:
+                    download.set_result(self._download(entry))
+                except BaseException as error:
+                    self._take(entry)  # first, or those that wait might find it again
+                    download.set_exception(error)
+                    raise
             try:
-                download.set_result(self._download(entry))
-            except RaylgError as error:
-                download.set_exception(error)
-            finally:
-                if not download.done():  # interrupted
-                    download.cancel()
-                if download.cancelled() or download.exception():
-                    self._take(entry)
-        return download.result()
+                return stopping.result(download)
+            except Stopped:
+                stopping.check()  # if it was the other thread that has been told to stop, this one goes on
 
     def _take(self, entry: ShardEntry) -> bytes | None:
         """Content that is held in memory; it is forgotten."""
         with self._lock:
             download = self._ahead.pop(entry.sha256, None)
-        held = download is not None and download.done() and not download.cancelled() and not download.exception()
-        return download.result() if download is not None and held else None
+        return download.result() if download is not None and download.done() else None
 
     def _download(self, entry: ShardEntry) -> bytes:
         """Content from the storage, verified.
@@ -170,7 +200,10 @@ class ShardReader:
         """
         where = self.storage.describe(entry.file)
         for attempt in range(1, DOWNLOADS + 1):
-            data = self.storage.read(entry.file, entry.bytes)
+            try:
+                data = self.storage.read(entry.file, entry.bytes)
+            except ShardError as error:
+                raise ShardError(f"{error}, or prepare the data again") from error
             try:
                 verify_shard(data, entry, where)
             except ShardError as error:

@@ -26,8 +26,7 @@ def shrink(image: np.ndarray, long_side: int | None) -> np.ndarray:
     height, width = image.shape[:2]
     if long_side is None or max(height, width) <= long_side:
         return image
-    scale = long_side / max(height, width)
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    new_width, new_height = _new_size(width, height, long_side)
     sigma_x, sigma_y = (width / new_width - 1) / 2, (height / new_height - 1) / 2
     blurred = cv2.GaussianBlur(
         image,
@@ -44,8 +43,7 @@ def fit(image: np.ndarray, long_side: int | None) -> np.ndarray:
     height, width = image.shape[:2]
     if long_side is None or max(height, width) >= long_side:
         return shrink(image, long_side)
-    scale = long_side / max(height, width)
-    return cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, _new_size(width, height, long_side), interpolation=cv2.INTER_LINEAR)
 
 
 def encode_thumbnail(image: np.ndarray) -> bytes:
@@ -66,6 +64,14 @@ def decode_thumbnail(jpeg: bytes, where: str) -> np.ndarray:
     if image is None:
         raise ShardError(f"{where}: the thumbnail is not a JPEG; prepare the features again")
     return image
+
+
+def _new_size(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """(width, height) with that long side; the short one is cut to whole pixels, in floats as in glue-factory."""
+    aspect = width / height
+    if aspect >= 1:
+        return long_side, max(1, int(long_side / aspect))
+    return max(1, int(long_side * aspect)), long_side
 
 
 def _kernel_size(sigma: float) -> int:

@@ -17,12 +17,12 @@ import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import h5py
 import numpy as np
 
-from raylg.data.hdf5 import Hdf5Content, Source, opened
+from raylg.data.hdf5 import Source, opened
 from raylg.data.manifest import FORMAT, ShardEntry
 from raylg.data.scene import Split
 from raylg.errors import ShardError
@@ -192,13 +192,17 @@ def read_shard(source: Source, where: str | None = None) -> Shard:
         ShardError: missing, truncated, of another format, or with arrays that are missing or do not fit.
     """
     where = where or (str(source) if isinstance(source, Path) else f"shard of {len(source)} bytes")
-    try:
-        with opened(source) as file:
-            shard = _read(file)
-    except FileNotFoundError as error:
-        raise ShardError(f"{where}: no such shard; prepare the features again") from error
-    except (OSError, KeyError, ValueError, TypeError) as error:  # what h5py raises on files cut or overwritten
-        raise ShardError(f"{where}: cannot be read as a shard ({error}); prepare the features again") from error
+    with opened(source, where) as file:
+        arrays: dict[str, Any] = {name: file[name] for name in ARRAYS if name not in OPTIONAL_ARRAYS}
+        arrays |= {name: file.get(name) for name in OPTIONAL_ARRAYS}
+        jpeg, offsets = file["thumbnails"].tobytes(), file["thumbnail_offsets"]
+        shard = Shard(
+            **arrays,
+            names=file.names,
+            thumbnails=tuple(jpeg[a:b] for a, b in itertools.pairwise(offsets)),
+            scene=file.scene,
+            split=file.split,
+        )
     shard.check(where)
     return shard
 
@@ -210,7 +214,7 @@ def verify_shard(source: Source, entry: ShardEntry, where: str | None = None) ->
         ShardError: missing, or its size or SHA-256 differs; names both values.
     """
     where = where or (str(source) if isinstance(source, Path) else entry.file)
-    again = "it was damaged or replaced after it was written; prepare the features again, or copy the folder again"
+    again = "it was damaged or replaced after it was written; prepare the data again, or copy the folder again"
     try:
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         actual = _sha256(source) if size == entry.bytes else None
@@ -227,21 +231,3 @@ def _sha256(source: Source) -> str:
         return hashlib.sha256(source if isinstance(source, bytes) else source.data).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(file: Hdf5Content) -> Shard:
-    found = file.attrs.get("format")
-    if found != FORMAT:
-        raise ValueError(f"format {found}, but this version reads format {FORMAT}")
-    if file.attrs["split"] not in get_args(Split):
-        raise ValueError(f"split {file.attrs['split']!r}")
-    arrays: dict[str, Any] = {name: file[name] for name in ARRAYS if name not in OPTIONAL_ARRAYS}
-    arrays |= {name: file.get(name) for name in OPTIONAL_ARRAYS}
-    jpeg, offsets = file["thumbnails"].tobytes(), file["thumbnail_offsets"]
-    return Shard(
-        **arrays,
-        names=tuple(name.decode() for name in file["names"]),
-        thumbnails=tuple(jpeg[a:b] for a, b in itertools.pairwise(offsets)),
-        scene=str(file.attrs["scene"]),
-        split=cast(Split, file.attrs["split"]),
-    )

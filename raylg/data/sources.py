@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from raylg.data.config import DataConfig
+from raylg.data.config import STORED, DataConfig
 from raylg.data.scene import PosedView, Scene, SceneRef, SceneSource, Split
 from raylg.data.scene_lists import megadepth1500_images, megadepth_scenes
 from raylg.errors import ConfigError
@@ -62,7 +62,7 @@ def source_identity(config: DataConfig) -> dict[str, Any]:
     mapping = to_mapping(config)
     identity: dict[str, Any] = {"source": config.source}
     if config.source == "images":
-        stored = {key: mapping["images"][key] for key in ("long_side", "val_fraction")}
+        stored = {key: mapping["images"][key] for key in STORED}
         return identity | stored | {"path": _absolute(config.path), "images_per_shard": config.images_per_shard}
     identity |= {key: mapping[key] for key in PAIR_SELECTION}
     if config.source == "mini":

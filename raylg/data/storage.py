@@ -6,12 +6,11 @@ written under a temporary name and renamed, and a bucket shows a file when its l
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import secrets
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from raylg.data.config import StorageConfig
@@ -51,13 +50,15 @@ class Storage:
             config: endpoint, timeouts and number of requests of a bucket.
 
         Raises:
-            ConfigError: another scheme, or an s3:// URL without a bucket or with credentials.
+            ConfigError: another scheme, or file:// without a path from the root, s3:// without a bucket or with
+                credentials.
         """
         self.config = config or StorageConfig()
         text = str(url)
         scheme, _, rest = text.partition("://") if "://" in text else ("", "", text)
         self.local: Path | None = None
         self._root = ""
+        """What keys begin with."""
         if scheme == "s3":
             match = S3_URL.fullmatch(text)
             bucket, prefix = match.groups() if match else ("", "")
@@ -67,9 +68,11 @@ class Storage:
                 raise ConfigError(f"{text}: no bucket; write s3://bucket/folder")
             self._root = "/".join([bucket, *(part for part in prefix.split("/") if part)])
             self.url = f"s3://{self._root}"
+        elif scheme == "file" and not rest.startswith("/"):
+            raise ConfigError(f"{text}: file:// takes a path from the root, file:///folder; or give the path alone")
         elif scheme in ("", "file"):
             self.local = Path(rest).expanduser()
-            self.url = str(self.local)
+            self.url = self._root = str(self.local)
         else:
             raise ConfigError(f"{text}: {scheme}:// is not supported; give a folder or s3://bucket/folder")
         self._files: _Files | None = None
@@ -118,7 +121,7 @@ class Storage:
         Raises:
             EnvironmentUnfitError: the storage refuses, or does not answer before the deadline.
         """
-        root = self._key("") + "/"
+        root = self._key("")
         found = self._backend().sizes(root + prefix)
         return {key.removeprefix(root): size for key, size in sorted(found.items())}
 
@@ -135,10 +138,9 @@ class Storage:
         self._backend().delete(self._key(name))
 
     def _key(self, name: str) -> str:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise ShardError(f"{self.url}: {name!r} is not a name within this folder; prepare the data again")
-        return str(self.local / path if self.local is not None else PurePosixPath(self._root) / path)
+        if ".." in name.split("/") or (self.local is not None and name.startswith("/")):
+            raise ShardError(f"{self.url}: {name!r} is not a name within this folder; give the file another name")
+        return f"{self._root}/{name}"  # letter by letter: in a bucket, a//b and ./a are names like any other
 
     def _backend(self) -> _Files:
         if self._files is None or self._pid != os.getpid():  # a connection does not survive a fork
@@ -159,11 +161,11 @@ class _LocalFiles:
         try:
             data = Path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise ShardError(f"{key}: no such file; prepare the data again") from error
+            raise ShardError(f"{key}: no such file; copy it there again") from error
         except OSError as error:
             raise EnvironmentUnfitError(f"{key}: cannot be read ({error.strerror}); check the disk") from error
         if size is not None and len(data) != size:
-            raise ShardError(f"{key}: {len(data)} bytes, but {size} were expected; prepare the data again")
+            raise ShardError(f"{key}: {len(data)} bytes, but {size} were expected; copy it there again")
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -183,19 +185,30 @@ class _LocalFiles:
             raise EnvironmentUnfitError(f"{key}: cannot be read ({error.strerror}); check the disk") from error
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        top, found = os.path.dirname(prefix), {}
+        try:
+            return self._sizes(prefix)
+        except OSError as error:
+            raise EnvironmentUnfitError(
+                f"{error.filename}: cannot be listed ({error.strerror}); check the disk and the permissions"
+            ) from error
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        found: dict[str, int] = {}
         visited = set()
-        for folder, below, names in os.walk(top, followlinks=True):
+        for folder, below, names in os.walk(os.path.dirname(prefix), onerror=_unless_gone, followlinks=True):
             place = os.stat(folder)
-            if (place.st_dev, place.st_ino) in visited:  # a link to a folder above
+            if (place.st_dev, place.st_ino) in visited:  # a link to a folder above, or a second one to this folder
                 below.clear()
                 continue
             visited.add((place.st_dev, place.st_ino))
+            below.sort()  # so that of two links to a folder the same one counts on every machine
             for name in names:
                 path = os.path.join(folder, name)
                 if path.startswith(prefix) and not is_temporary(name):
-                    with contextlib.suppress(FileNotFoundError):  # deleted by another process
+                    try:
                         found[path] = os.stat(path).st_size
+                    except FileNotFoundError as error:
+                        _refuse_link(path, error)
         return found
 
     def delete(self, key: str) -> None:
@@ -205,6 +218,20 @@ class _LocalFiles:
             return
         except OSError as error:
             raise EnvironmentUnfitError(f"{key}: cannot be deleted ({error.strerror}); check permissions") from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """Raise what keeps a folder from being listed, unless there is none, or no longer."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _refuse_link(path: str, error: FileNotFoundError) -> None:
+    """Tell a link to nothing, which is a file that is missing, from a file that another process has deleted."""
+    if os.path.islink(path):
+        raise EnvironmentUnfitError(
+            f"{path}: a link to {os.readlink(path)}, which is not there; bring that back, or remove the link"
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import tee
+from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +15,10 @@ from raylg.batch import PairBatch
 from raylg.data.config import DataConfig
 from raylg.data.manifest import Manifest
 from raylg.data.order import EndlessOrder, all_entries, batch_indices
+from raylg.data.stopping import stop_when
 
 CLOSING_S = 5.0
-"""A closed stream waits this long for what its threads are reading."""
+"""A closed stream waits this long for what its threads do; waits for storage or other processes end at once."""
 
 
 class PairData(Protocol):
@@ -64,7 +66,7 @@ class PairData(Protocol):
 def stream_batches(
     dataset: PairData, config: DataConfig, seed: int, rank: int, world_size: int, *, start_pairs: int
 ) -> Generator[PairBatch, None, None]:
-    """Batches of one rank, for ever. Closing the generator ends its threads.
+    """Batches of one rank, for ever. Closing the generator ends its threads; what they are downloading is given up.
 
     While `config.prefetch_batches` batches are decoded ahead by one thread, `config.storage.parallel_reads` threads
     fetch the shards that come after them, in the order of their first use and across the end of an epoch, at most
@@ -90,8 +92,9 @@ def stream_batches(
         batch_indices(order, start_pairs=start_pairs, batch_size=config.batch_size, rank=rank, world_size=world_size)
     )
     needs = first_uses(preview)
-    reader = ThreadPoolExecutor(1, thread_name_prefix="read-pairs")
-    fetchers = ThreadPoolExecutor(config.storage.parallel_reads, thread_name_prefix="fetch-shards")
+    closed = Event()
+    reader = ThreadPoolExecutor(1, "read-pairs", stop_when, (closed,))
+    fetchers = ThreadPoolExecutor(config.storage.parallel_reads, "fetch-shards", stop_when, (closed,))
     fetches: deque[tuple[int, Future[None]]] = deque()
     batches: deque[tuple[Future[PairBatch], list[Future[None]]]] = deque()
 
@@ -115,6 +118,7 @@ def stream_batches(
                 yield batches.popleft()[0].result()
     finally:
         running = [fetch for _, fetch in fetches] + [fetch for _, needed in batches for fetch in needed]
+        closed.set()
         _end((fetchers, reader), [*running, *(batch for batch, _ in batches)])
 
 
@@ -152,10 +156,7 @@ def _read(dataset: PairData, indices: np.ndarray, needed: Sequence[Future[None]]
 
 
 def _end(executors: Sequence[ThreadPoolExecutor], futures: Sequence[Future[Any]]) -> None:
-    """Cancel what has not begun and wait for the rest, but not for storage that has stopped answering.
-
-    A thread that is left behind ends by itself with its read, which has a deadline.
-    """
+    """Cancel what has not begun and wait for the rest, but not for a disk that has stopped answering."""
     for executor in executors:
         executor.shutdown(wait=False, cancel_futures=True)
     _, stuck = wait([future for future in futures if not future.done()], timeout=CLOSING_S)

@@ -1,41 +1,36 @@
 """Score a matcher on the pairs of a data set by what follows from its matches: relative poses, or homographies.
 
-Matching of a batch overlaps with the robust estimation of the batches before, which releases the GIL. Everything is
-kept per pair (`raylg.evaluation.pair_scores`).
+Three things happen at the same time: the next batch is read, this one is matched, and poses of the batches before are
+estimated in threads, since the estimator releases the GIL. Everything is kept per pair
+(`raylg.evaluation.pair_scores`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raylg.batch import Matches, PairBatch, View
-from raylg.errors import ConfigError
 from raylg.evaluation.config import EvaluationConfig
-from raylg.evaluation.homography import corner_error, estimate_homography
+from raylg.evaluation.matched_pairs import PairScore, matched_pairs, pixel_scale, score_pair
 from raylg.evaluation.measures import Kind
 from raylg.evaluation.pair_scores import IntArray, PairScores
-from raylg.evaluation.pose import (
-    FloatArray,
-    estimate_relative_pose,
-    estimator_version,
-    rotation_error,
-    translation_error,
-)
-from raylg.geometry.camera import Camera, Pose
-from raylg.geometry.epipolar import fundamental_matrix, symmetric_epipolar_distance_matches
-from raylg.geometry.homography import symmetric_reprojection_error
+from raylg.evaluation.pose import FloatArray, estimator_version
 from raylg.models.config import LightGlueConfig
 from raylg.schema import digest
 
 if TYPE_CHECKING:
     from raylg.data.stream import PairData
+
+PAIRS_WAITING = 256
+"""Matched pairs that may wait for the estimator before matching waits for it: 17 MB at 2048 matches a pair. Enough that
+a few hopeless pairs, which take a hundred times longer than others, do not stop matching."""
 
 
 class Matcher(Protocol):
@@ -90,7 +85,13 @@ def check_pixels(dataset: PairData, config: EvaluationConfig) -> None:
         first = next(shard for shard, size in enumerate(dataset.shard_sizes) if size > 0)
         batch = dataset.batch(np.array([[first, 0]]))
         for view in (batch.view0, batch.view1):
-            _scale(view, config)
+            pixel_scale(view, config)
+
+
+def rung_indices(indices: IntArray, rung_pairs: int | None) -> IntArray:
+    """At most `rung_pairs` of the pairs that are scored, evenly spaced, always the same; None takes all."""
+    count = len(indices) if rung_pairs is None else min(rung_pairs, len(indices))
+    return indices[np.arange(count) * len(indices) // max(count, 1)]
 
 
 def score_pairs(
@@ -101,7 +102,7 @@ def score_pairs(
     device: torch.device | str,
     indices: IntArray,
 ) -> PairScores:
-    """Match pairs in batches and estimate their poses or homographies in threads.
+    """Match pairs in batches and estimate their poses or homographies; see `score_batches`.
 
     Args:
         matcher: on `device`.
@@ -113,150 +114,82 @@ def score_pairs(
     Raises:
         ConfigError: see `check_pixels`.
     """
-    futures: list[Future[_PairScore]] = []
+
+    def match(batch: PairBatch) -> Matches:
+        return matcher.match(batch.view0, batch.view1)
+
+    return score_batches(match, dataset, config, device=device, indices=indices)
+
+
+def score_batches(
+    match: Callable[[PairBatch], Matches],
+    dataset: PairData,
+    config: EvaluationConfig,
+    *,
+    device: torch.device | str,
+    indices: IntArray,
+) -> PairScores:
+    """Score pairs, each of which is read once and matched once.
+
+    Two batches and `PAIRS_WAITING` pairs are in memory at most, besides the shards that the data set keeps open and the
+    few numbers that are kept of each pair.
+
+    Args:
+        match: called from this thread, without gradients, once for each batch on `device`, in the order of `indices`.
+        dataset: pairs of one kind.
+        config: as for `score_pairs`.
+        device: where `match` wants its batches.
+        indices: int64 [P, 2], the pairs to score.
+
+    Raises:
+        ConfigError: see `check_pixels`.
+    """
+    scores: list[Future[PairScore]] = []
+    waiting: set[Future[PairScore]] = set()
     threads = ThreadPoolExecutor(config.num_threads, thread_name_prefix="pose")
     try:
-        for start in range(0, len(indices), config.batch_size):
-            chunk = indices[start : start + config.batch_size]
-            for pair in _matched_pairs(matcher, dataset.batch(chunk), chunk, device, config):
-                futures.append(threads.submit(_score, pair, config))
-        results = [future.result() for future in futures]
+        with torch.no_grad(), closing(_read_ahead(dataset, indices, config.batch_size)) as batches:
+            for chunk, batch in batches:
+                matches0 = match(batch.to(device)).matches0.cpu()
+                for pair in matched_pairs(batch, matches0, chunk, config):
+                    future = threads.submit(score_pair, pair, config)
+                    scores.append(future)
+                    waiting.add(future)
+                while len(waiting) > PAIRS_WAITING:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()  # an error of the estimator ends the scoring here
+        return _collect([future.result() for future in scores], config)
     finally:
         threads.shutdown(cancel_futures=True)  # after an error, what has not begun never does
-    return _collect(results, config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _PoseTruth:
-    camera0: Camera
-    camera1: Camera
-    T_0to1: Pose
+def _read_ahead(
+    dataset: PairData, indices: IntArray, batch_size: int
+) -> Generator[tuple[IntArray, PairBatch], None, None]:
+    """Batches with their indices; while one is used, a thread reads the next, and another fetches the next shard."""
+    chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    shards = dict.fromkeys(indices[:, 0].tolist())
+    after = dict(itertools.pairwise(shards))
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="fetch-shards") as fetcher,
+        ThreadPoolExecutor(1, thread_name_prefix="read-pairs") as reader,
+    ):
+
+        def read(chunk: IntArray) -> Future[PairBatch]:
+            following = after.pop(int(chunk[-1, 0]), None)
+            if following is not None:
+                fetcher.submit(dataset.fetch, following)  # what goes wrong here does so again where it is read
+            return reader.submit(dataset.batch, chunk)
+
+        coming = [read(chunk) for chunk in chunks[:1]]
+        for number, chunk in enumerate(chunks):
+            batch = coming.pop().result()
+            coming = [read(following) for following in chunks[number + 1 : number + 2]]
+            yield chunk, batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class _HomographyTruth:
-    H_0to1: Tensor
-    """[3, 3] px."""
-    size0: Tensor
-    """[2], (width, height)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MatchedPair:
-    """One pair on the CPU, in float64, in `EvaluationConfig.pixels`."""
-
-    index: IntArray
-    names: tuple[str, str, str]
-    points0: Tensor
-    """[m, 2] px, matched with `points1`."""
-    points1: Tensor
-    truth: _PoseTruth | _HomographyTruth
-    num_keypoints: tuple[int, int]
-    overlap: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PairScore:
-    pair: _MatchedPair
-    precision: float
-    num_inliers: int = 0
-    rotation_error: float = np.inf
-    translation_error: float = np.inf
-    corner_error: float = np.inf
-
-
-def _matched_pairs(
-    matcher: Matcher, batch: PairBatch, indices: IntArray, device: torch.device | str, config: EvaluationConfig
-) -> Iterator[_MatchedPair]:
-    moved = batch.to(device)
-    with torch.no_grad():
-        matches0 = matcher.match(moved.view0, moved.view1).matches0.cpu()
-    batch = batch.to("cpu")  # pairs that are made on a GPU come from there
-    scale0, scale1 = _scale(batch.view0, config), _scale(batch.view1, config)
-    for b, index in enumerate(indices):
-        here = (matches0[b] >= 0).nonzero()[:, 0]
-        yield _MatchedPair(
-            index=index,
-            names=batch.names[b],
-            points0=batch.view0.keypoints[b, here].double() * scale0[b],
-            points1=batch.view1.keypoints[b, matches0[b, here]].double() * scale1[b],
-            truth=_truth(batch, b, scale0[b], scale1[b]),
-            num_keypoints=(int(batch.view0.mask[b].sum()), int(batch.view1.mask[b].sum())),
-            overlap=float(batch.overlap[b]),
-        )
-
-
-def _scale(view: View, config: EvaluationConfig) -> Tensor:
-    """float64 [B, 2], from pixels at extraction resolution to `config.pixels`."""
-    if config.pixels == "extraction":
-        return torch.ones_like(view.image_size, dtype=torch.float64)
-    if view.original_size is None:
-        raise ConfigError(
-            "evaluation.pixels = 'original': the data set does not know the sizes that its images had before they were "
-            "resized; prepare them again with this version, or set evaluation.pixels=extraction"
-        )
-    return view.original_size.double() / view.image_size.double()
-
-
-def _truth(batch: PairBatch, b: int, scale0: Tensor, scale1: Tensor) -> _PoseTruth | _HomographyTruth:
-    if batch.H_0to1 is not None:
-        ones = scale0.new_ones(1)
-        H = torch.cat([scale1, ones])[:, None] * batch.H_0to1[b].double() / torch.cat([scale0, ones])
-        return _HomographyTruth(H_0to1=H, size0=batch.view0.image_size[b].double() * scale0)
-    camera0, camera1 = batch.view0.camera, batch.view1.camera
-    return _PoseTruth(
-        camera0=Camera(camera0.f[b].double(), camera0.c[b].double()).scaled(scale0),
-        camera1=Camera(camera1.f[b].double(), camera1.c[b].double()).scaled(scale1),
-        T_0to1=Pose(batch.T_0to1.R[b].double(), batch.T_0to1.t[b].double()),
-    )
-
-
-def _score(pair: _MatchedPair, config: EvaluationConfig) -> _PairScore:
-    if isinstance(pair.truth, _PoseTruth):
-        return _score_pose(pair, pair.truth, config)
-    return _score_homography(pair, pair.truth, config)
-
-
-def _score_pose(pair: _MatchedPair, truth: _PoseTruth, config: EvaluationConfig) -> _PairScore:
-    estimate = estimate_relative_pose(
-        pair.points0.numpy(), pair.points1.numpy(), _params(truth.camera0), _params(truth.camera1), config
-    )
-    F = fundamental_matrix(truth.camera0, truth.camera1, truth.T_0to1)
-    precision = _share_within(symmetric_epipolar_distance_matches(pair.points0, pair.points1, F), config)
-    if estimate is None:
-        return _PairScore(pair=pair, precision=precision)
-    return _PairScore(
-        pair=pair,
-        precision=precision,
-        num_inliers=estimate.num_inliers,
-        rotation_error=float(rotation_error(estimate.R, truth.T_0to1.R.numpy())),
-        translation_error=float(translation_error(estimate.t, truth.T_0to1.t.numpy())),
-    )
-
-
-def _score_homography(pair: _MatchedPair, truth: _HomographyTruth, config: EvaluationConfig) -> _PairScore:
-    estimate = estimate_homography(pair.points0.numpy(), pair.points1.numpy(), config)
-    distance = symmetric_reprojection_error(pair.points0, pair.points1, truth.H_0to1)
-    precision = _share_within(distance, config)
-    if estimate is None:
-        return _PairScore(pair=pair, precision=precision)
-    return _PairScore(
-        pair=pair,
-        precision=precision,
-        num_inliers=estimate.num_inliers,
-        corner_error=corner_error(estimate.H, truth.H_0to1.numpy(), truth.size0.numpy()),
-    )
-
-
-def _share_within(distance: Tensor, config: EvaluationConfig) -> float:
-    return int((distance < config.precision_threshold).sum()) / max(1, len(distance))
-
-
-def _params(camera: Camera) -> FloatArray:
-    return torch.cat([camera.f, camera.c]).numpy()
-
-
-def _collect(results: Sequence[_PairScore], config: EvaluationConfig) -> PairScores:
+def _collect(results: Sequence[PairScore], config: EvaluationConfig) -> PairScores:
     def floats(values: Iterator[float]) -> FloatArray:
         return np.fromiter(values, dtype=np.float64)
 
@@ -264,9 +197,9 @@ def _collect(results: Sequence[_PairScore], config: EvaluationConfig) -> PairSco
         return np.fromiter(values, dtype=np.int64)
 
     pairs = [result.pair for result in results]
-    homographies = {isinstance(pair.truth, _HomographyTruth) for pair in pairs}
-    assert len(homographies) <= 1, "pairs of both kinds cannot be scored together"
-    kind: Kind = "homography" if True in homographies else "pose"
+    kinds = {pair.kind for pair in pairs}
+    assert len(kinds) <= 1, "pairs of both kinds cannot be scored together"
+    kind: Kind = kinds.pop() if kinds else "pose"
     scenes, names0, names1 = (np.array([pair.names[i] for pair in pairs], dtype=np.str_) for i in range(3))
     absent = np.full(len(pairs), np.nan)
     return PairScores(
@@ -278,7 +211,7 @@ def _collect(results: Sequence[_PairScore], config: EvaluationConfig) -> PairSco
         rotation_error=floats(r.rotation_error for r in results) if kind == "pose" else absent,
         translation_error=floats(r.translation_error for r in results) if kind == "pose" else absent,
         corner_error=floats(r.corner_error for r in results) if kind == "homography" else absent,
-        num_matches=integers(len(pair.points0) for pair in pairs),
+        num_matches=integers(pair.num_matches for pair in pairs),
         num_inliers=integers(result.num_inliers for result in results),
         num_keypoints0=integers(pair.num_keypoints[0] for pair in pairs),
         num_keypoints1=integers(pair.num_keypoints[1] for pair in pairs),

@@ -24,11 +24,14 @@ class MegaDepth1500Config:
     """Strongest keypoints per image (glue-factory: 2048)."""
     max_pairs: int | None = None
     """At most this many of the 1500 pairs, evenly spaced; null takes all. Fewer is another protocol."""
+    rung_pairs: int | None = None
+    """At most this many of them at reports before the last, see `EvaluationConfig.rung_pairs`."""
 
     def __post_init__(self) -> None:
         check(self.resize >= 32, "resize", self.resize, "at least 32 px")
         check(self.num_keypoints >= 1, "num_keypoints", self.num_keypoints, "at least 1")
         check(self.max_pairs is None or self.max_pairs >= 1, "max_pairs", self.max_pairs, "null or at least 1")
+        _check_rung_pairs(self.rung_pairs, self.max_pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,11 @@ class BenchmarksConfig:
     """Public benchmarks, each beside the data it needs."""
 
     megadepth1500: MegaDepth1500Config = field(default_factory=MegaDepth1500Config)
+
+    def named(self, name: BenchmarkName) -> MegaDepth1500Config:
+        """The options of one of them."""
+        options: MegaDepth1500Config = getattr(self, name)
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,9 @@ class EvaluationConfig:
     `data.num_keypoints` are scored alike."""
     max_pairs: int | None = None
     """At most this many pairs of a split, evenly spaced; null takes all."""
+    rung_pairs: int | None = None
+    """At most this many of them, evenly spaced and always the same, at reports before the last one, such as the rungs
+    of a search; null takes all. Scores of these reports are compared with each other only."""
     batch_size: int = 8
     """Pairs matched at a time."""
     benchmarks: tuple[BenchmarkName, ...] = ()
@@ -74,3 +85,10 @@ class EvaluationConfig:
         check(self.max_pairs is None or self.max_pairs >= 1, "max_pairs", self.max_pairs, "null or at least 1")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         check(self.num_threads >= 1, "num_threads", self.num_threads, "at least 1")
+        _check_rung_pairs(self.rung_pairs, self.max_pairs)
+
+
+def _check_rung_pairs(rung_pairs: int | None, max_pairs: int | None) -> None:
+    largest = rung_pairs if max_pairs is None else max_pairs
+    fits = rung_pairs is None or (largest is not None and 1 <= rung_pairs <= largest)
+    check(fits, "rung_pairs", rung_pairs, f"null or at least 1 and at most max_pairs = {max_pairs}")

@@ -9,6 +9,9 @@ from typing import Literal
 Kind = Literal["pose", "homography"]
 """What is known of a pair: a relative pose, or the homography between its images."""
 
+SPLITS = ("train", "val", "test")
+"""Groups of metrics that are pairs of the data set; all others are benchmarks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -28,7 +31,11 @@ class Measure:
 
     def keys(self, group: str) -> tuple[str, ...]:
         """Metrics such as ``val/auc@5``, one per threshold."""
-        return tuple(f"{group}/{self.prefix}auc@{threshold:g}" for threshold in self.thresholds)
+        return tuple(self.key(group, threshold) for threshold in self.thresholds)
+
+    def key(self, group: str, threshold: float) -> str:
+        """The metric of one threshold."""
+        return f"{group}/{self.prefix}auc@{threshold:g}"
 
 
 POSE = Measure(kind="pose", unit="deg", thresholds=(5.0, 10.0, 20.0), headline=5.0, prefix="", title="AUC")
@@ -52,7 +59,7 @@ class ScoreColumns:
     """Which scores the tables of a run or a study show."""
 
     group: str = "val"
-    """``val``, or a benchmark."""
+    """A split of the data set, or a benchmark."""
     measure: Measure = POSE
 
     @property
@@ -63,7 +70,7 @@ class ScoreColumns:
     @property
     def name(self) -> str:
         """``AUC``, or ``megadepth1500 AUC``."""
-        return self.measure.title if self.group == "val" else f"{self.group} {self.measure.title}"
+        return self.measure.title if self.group in SPLITS else f"{self.group} {self.measure.title}"
 
     @property
     def titles(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,17 @@ class PairScores:
         """What is scored, [P], in the unit of `measure`."""
         return self.pose_error if self.kind == "pose" else self.corner_error
 
+    def only(self, indices: IntArray) -> PairScores:
+        """The scores of some of the pairs.
+
+        Args:
+            indices: int64 [n, 2], all of them among those of these scores.
+        """
+        wanted = set(map(tuple, indices.tolist()))
+        rows = [row for row, index in enumerate(self.indices.tolist()) if tuple(index) in wanted]
+        assert len(rows) == len(wanted), f"{len(wanted) - len(rows)} of {len(wanted)} pairs were not scored"
+        return replace(self, **{name: getattr(self, name)[rows] for name in _per_pair()})
+
     def metrics(self, split: str) -> dict[str, float]:
         """Summaries under keys such as ``val/auc@5``; scores are shares in 0 to 1, counts are means over pairs.
 
@@ -89,7 +100,7 @@ class PairScores:
             raise ConfigError(f"{split}: no pair was scored; give a split with pairs, or a larger evaluation.max_pairs")
         errors, measure = self.error, self.measure
         areas = auc(errors, measure.thresholds)
-        metrics = dict(zip(measure.keys(split), areas, strict=True))
+        metrics = dict(zip(measure.keys(split), areas, strict=True)) | {f"{split}/num_pairs": float(len(self))}
         metrics[f"{split}/mean_auc"] = float(np.mean(areas))
         metrics |= {f"{split}/{measure.prefix}mean_score@{t:g}": mean_score(errors, t) for t in measure.thresholds}
         metrics[f"{split}/precision@{self.precision_threshold:g}px"] = float(self.precision.mean())

@@ -1,15 +1,13 @@
-"""Build the extractor that a configuration names, and say which one it is."""
+"""Build the extractor that a configuration names."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +18,8 @@ from torch import Tensor
 from raylg.batch import Features
 from raylg.errors import EnvironmentUnfitError
 from raylg.models.config import ExtractorConfig
+from raylg.models.identity import extractor_identity
+from raylg.processes import prepare_worker
 
 Extractor = Callable[[np.ndarray], Features]
 """uint8 [H, W, 3] RGB to features in pixels of that image."""
@@ -85,31 +85,6 @@ def make_batch_extractor(config: ExtractorConfig, device: torch.device | str = "
     return BatchExtractor(extract, torch.device(device), identity)
 
 
-def extractor_identity(config: ExtractorConfig) -> dict[str, Any]:
-    """What decides the features, for manifests: name, hash of the weights, settings, size of the descriptors.
-
-    Raises:
-        ConfigError: see `make_extractor`.
-    """
-    settings: dict[str, Any] = {
-        "max_num_keypoints": config.max_num_keypoints,
-        "resize": config.resize,
-        "detection_threshold": config.detection_threshold,
-    }
-    weights_sha256 = None
-    if config.name == "superpoint":
-        from raylg.models.published import resolve_superpoint, sha256_of
-
-        settings |= {"nms_radius": config.nms_radius, "remove_borders": config.remove_borders}
-        weights_sha256 = sha256_of(resolve_superpoint(config))
-    return {
-        "name": config.name,
-        "weights_sha256": weights_sha256,
-        "settings": settings,
-        "descriptor_dim": config.descriptor_dim,
-    }
-
-
 def _sift_processes(config: ExtractorConfig, num_processes: int) -> _SiftProcesses:
     """Processes that are shared by all who want the same, such as training and validation, while anybody does."""
     processes = _shared.get((config, num_processes))
@@ -158,19 +133,9 @@ _extractor: Extractor | None = None  # of a process of the pool
 
 
 def _start_process(config: ExtractorConfig) -> None:
-    """Prepare a process of the pool: one thread per library, and no life after the parent's."""
     global _extractor
-    os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are loaded later
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+    prepare_worker()
     _extractor = make_extractor(config)
-
-
-def _exit_after(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)  # a killed parent leaves nobody who would end this process
 
 
 def _extract_in_process(image: np.ndarray) -> Features:

@@ -54,12 +54,18 @@ def load_lightglue_weights(model: LightGlue, path: Path) -> None:
     load_strictly(model, state, path, _fitting_configuration(state))
 
 
-def export_lightglue(model: LightGlue, path: Path) -> None:
-    """Write the weights in the official names, so that cvg/LightGlue, glue-factory and kornia load them strictly."""
+def official_state_dict(model: LightGlue) -> dict[str, Tensor]:
+    """Copies of the weights on the CPU, in the official names and complete: what `export_lightglue` writes."""
     num_layers = model.config.num_layers
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     # A buffer of theirs that follows from the number of layers; here it is computed.
     state["confidence_thresholds"] = torch.tensor([confidence_threshold(i, num_layers) for i in range(num_layers)])
+    return state
+
+
+def export_lightglue(model: LightGlue, path: Path) -> None:
+    """Write the weights in the official names, so that cvg/LightGlue, glue-factory and kornia load them strictly."""
+    state = official_state_dict(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         torch.save(state, file)

@@ -48,9 +48,10 @@ class StudyConfig:
     """Folder that holds studies."""
     num_trials: int = 32
     """Configurations tried, the baseline (trial 0) included. May grow when a study is resumed."""
-    objective: str = "val/auc@5"
-    """Metric that is maximised: AUC on the validation pairs of the data set, of poses (val/auc@5) or for data=images of
-    homographies (val/corner_auc@3), or on a benchmark (megadepth1500/auc@5), which is then scored at each report."""
+    objective: str | None = None
+    """Metric that is maximised: AUC on the validation pairs of the data set, of poses (val/auc@5) or for photographs of
+    homographies (val/corner_auc@3), or on a benchmark (megadepth1500/auc@5), which is then scored at each report. null
+    takes the benchmark where `benchmarks.megadepth1500.path` is given, else the validation pairs."""
     max_concurrent_trials: int | None = None
     """Trials that run at a time; null fills the cluster."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -63,4 +64,5 @@ class StudyConfig:
         allowed = list(objectives("val", POSE, HOMOGRAPHY))
         for name in BENCHMARKS:
             allowed += objectives(name, POSE)
-        check(self.objective in allowed, "objective", self.objective, f"one of {', '.join(allowed)}")
+        objective = self.objective
+        check(objective is None or objective in allowed, "objective", objective, f"null or one of {', '.join(allowed)}")

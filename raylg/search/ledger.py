@@ -108,9 +108,9 @@ class Ledger:
         if number not in self._live or self._closed:
             return Decision(stop=True, reason=self._stopped.get(number, ""))
         trial, pairs_seen = self._live[number], int(metrics["pairs_seen"])
-        score = float(metrics[self._setup.study.objective])
+        score = float(metrics[self._setup.objective])
         if not math.isfinite(score):
-            self.infeasible(number, f"diverged: {self._setup.study.objective} = {score} after {pairs_seen} pairs")
+            self.infeasible(number, f"diverged: {self._setup.objective} = {score} after {pairs_seen} pairs")
             return Decision(stop=True, reason="diverged")
         if pairs_seen > self.record(number).pairs_seen:
             trial.set_user_attr(METRICS, dict(metrics))

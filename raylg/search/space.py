@@ -13,30 +13,10 @@ from typing import Any
 from raylg.errors import ConfigError
 from raylg.schema import get, nearest, override
 from raylg.search.expression import Expression
+from raylg.search.fixed import why_fixed
 from raylg.search.parameter import Parameter, Suggester, Value, parse_parameter
 
 _KEYS = ("description", "parameters", "constraints", "baseline")
-_FIXED = {
-    "train.num_pairs": "rungs compare trials at equal pairs seen",
-    "train.report_every": "rungs compare trials at equal pairs seen",
-    "data.source": "trials on other data cannot be ranked",
-    "data.path": "trials on other data cannot be ranked",
-    "data.cache_dir": "it does not decide a result",
-    "data.images_per_shard": "it does not decide a result",
-    "model.matcher.filter_threshold": "it is part of the scoring protocol, so trials cannot be ranked",
-    "model.matcher.depth_confidence": "it is part of the scoring protocol, so trials cannot be ranked",
-    "model.matcher.width_confidence": "it is part of the scoring protocol, so trials cannot be ranked",
-    "data.min_overlap": "it changes the validation pairs, so trials cannot be ranked",
-    "data.max_overlap": "it changes the validation pairs, so trials cannot be ranked",
-    "data.max_pairs_per_scene": "it changes the validation pairs, so trials cannot be ranked",
-}
-_FIXED_GROUPS = {
-    "evaluation.": "results of different scoring protocols cannot be ranked",
-    "scale.": "it does not decide a result",
-    "data.mini.": "trials on other data cannot be ranked",
-    "model.extractor.": "all trials read the same features",
-    "data.split.": "trials on other data cannot be ranked",
-}
 _NUM_DRAWS = 200
 
 
@@ -214,7 +194,7 @@ class SearchSpace:
         path, before = parameter.path, len(problems)
         for other in (path, *sorted(parameter.depends_on)):
             _missing(other, run, "" if other == path else f"{path}: ", problems)
-        reason = _FIXED.get(path) or next((r for g, r in _FIXED_GROUPS.items() if path.startswith(g)), None)
+        reason = why_fixed(path)
         if reason:
             problems.append(f"{path}: cannot be searched: {reason}; remove it from the space")
         if path in fixed:

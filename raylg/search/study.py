@@ -49,8 +49,12 @@ _MAY_CHANGE = (
     "run.evaluation.num_threads",
     "run.train.micro_batch_size",
     "run.train.checkpointed",
+    "run.train.compile",
     "run.train.num_figures",
     "run.train.log_every",
+    "run.train.rungs",
+    "run.train.checkpoint_storage",
+    "run.train.profile_steps",
 )
 _PACKAGES = ("torch", "ray", "optuna", "poselib", "pycolmap", "numpy")
 
@@ -65,6 +69,12 @@ class StudySetup:
     """Configuration that trials are laid over, a nested dataclass."""
     hashes: Mapping[str, str]
     """Name to hash of what else must stay the same, such as ``data`` and ``protocol``."""
+
+    @property
+    def objective(self) -> str:
+        """Metric that is maximised."""
+        assert self.study.objective is not None, "whoever sets up a study chooses its objective"
+        return self.study.objective
 
     @property
     def path(self) -> Path:
@@ -155,7 +165,7 @@ class StudyDirectory:
         hashes = ", ".join(f"{name} {value}" for name, value in self.setup.hashes.items())
         header = [
             f"# Best of study {self.path.name}: trial {best.number}, {changed}",
-            f"# {self.setup.study.objective} = {best.objective:.4f} after {best.pairs_seen} pairs, among "
+            f"# {self.setup.objective} = {best.objective:.4f} after {best.pairs_seen} pairs, among "
             f"{len(self.records())} trials. It was chosen by this number, which is therefore optimistic.",
             f"# raylg {raylg.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {hashes}",
             f"# Train it again: python -m raylg.train --config {self.path / 'best.yaml'}",

@@ -1,37 +1,42 @@
 """Checkpoints: one directory that holds everything needed to continue a run exactly, or to use its matcher.
 
     pairs-000000012800/
-        state.pt        all state of the trainer, loaded with weights_only=True
+        state.pt        all state of the trainer, loaded with weights_only=True; in the last checkpoint of a run only
         config.json     the RunConfig
         metrics.json    what was reported with it
+        best.json       the best report up to it: score and name of the checkpoint
         lightglue.pth   the matcher that was validated (the average where `optim.ema_pairs` is on), official names
 
-A directory under its final name is complete: it is written under another name, flushed to disk and renamed.
+A directory under its final name is complete: it is written under another name, flushed to disk and renamed. What is
+known before the validation is written first, so that `checkpoint_writer` can do it while the validation runs.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raylg.errors import CheckpointError, ConfigError
 from raylg.models.lightglue import LightGlue
-from raylg.models.pretrained import export_lightglue, load_lightglue_weights
+from raylg.models.pretrained import load_lightglue_weights
 from raylg.schema import build, to_mapping
+from raylg.training import run_directory
 from raylg.training.config import RunConfig
 from raylg.training.optim import same_schedule
+from raylg.training.run_directory import BEST, CONFIG, FOLDER, METRICS, STATE, WEIGHTS, Best, find_weights
+from raylg.training.start import start_file
 
-FORMAT = 1
-FOLDER = "checkpoints"
-STATE, CONFIG, METRICS, WEIGHTS = "state.pt", "config.json", "metrics.json", "lightglue.pth"
+FORMAT = 2
 
 WITHOUT_EFFECT_ON_RESULT = (
     "scale.",
@@ -39,38 +44,40 @@ WITHOUT_EFFECT_ON_RESULT = (
     "evaluation.num_threads",
     "train.micro_batch_size",  # to rounding
     "train.checkpointed",
+    "train.compile",  # to rounding
     "train.report_every",
     "train.num_figures",
     "train.log_every",
+    "train.rungs",
+    "train.checkpoint_storage",
+    "train.profile_steps",
     "data.prefetch_batches",
     "data.cache_dir",  # data may move: the trainer compares their hash
     "data.path",
     "data.source",
     "data.storage.",
-    "benchmarks.megadepth1500.path",
+    "evaluation.benchmarks",  # of what is scored, not of what is trained
+    "benchmarks.",
 )
 """Configuration that may change when a run is resumed; what ends in a dot is a whole group. `train.num_pairs` may
 change too where the learning rate so far would have been the same (`optim.same_schedule`)."""
 
 
-def build_matcher(config: RunConfig) -> LightGlue:
+def build_matcher(config: RunConfig, *, resumes: bool = False) -> LightGlue:
     """The matcher of a run, with the weights it starts from.
 
+    Args:
+        config: of the run.
+        resumes: a checkpoint is loaded next, so that the weights to start from need not be there any more.
+
     Raises:
-        ConfigError: `model.matcher.weights` and `train.init_from` are both given.
-        CheckpointError: the file is missing, or its weights belong to another architecture.
+        ConfigError: the file is missing.
+        CheckpointError: its weights belong to another architecture.
     """
-    weights, init_from = config.model.matcher.weights, config.train.init_from
-    if weights is not None and init_from is not None:
-        raise ConfigError(
-            f"train.init_from = {init_from!r} and model.matcher.weights = {weights!r}: both give the weights to start "
-            "from; keep one"
-        )
     model = _construct(config)
-    if weights is not None:
-        load_lightglue_weights(model, Path(weights).expanduser())
-    elif init_from is not None:
-        load_lightglue_weights(model, _weights_file(Path(init_from).expanduser()))
+    file = None if resumes else start_file(config)
+    if file is not None:
+        load_lightglue_weights(model, file)
     return model
 
 
@@ -84,52 +91,66 @@ def load_matcher(path: Path) -> tuple[LightGlue, RunConfig]:
     Raises:
         CheckpointError: nothing there, no configuration beside the weights, or weights that do not fit it.
     """
-    file = _weights_file(path)
+    file = find_weights(path)
     config = load_config(file.parent)
     model = _construct(config)
     load_lightglue_weights(model, file)
     return model.eval(), config
 
 
-def save(workdir: Path, state: Mapping[str, Any], matcher: LightGlue, config: RunConfig) -> Path:
-    """Write a checkpoint atomically and return its directory.
+def write_state(folder: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor], config: RunConfig) -> None:
+    """Write the part of a checkpoint that is known before the validation, and flush it to disk.
 
     Args:
-        workdir: run directory.
-        state: tensors, numbers, strings and containers of them; must hold ``pairs_seen`` and ``metrics``.
-        matcher: the weights that were validated.
+        folder: made anew.
+        state: tensors, numbers, strings and containers of them; must hold ``pairs_seen``.
+        weights: of the matcher that is validated, see `official_state_dict`.
         config: configuration of the run.
+
+    Raises:
+        OSError: of the file system.
     """
-    final = workdir / FOLDER / name(state["pairs_seen"])
-    temporary = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save({"format": FORMAT, **state}, temporary / STATE)
-    export_lightglue(matcher, temporary / WEIGHTS)
-    (temporary / CONFIG).write_text(json.dumps(to_mapping(config), indent=2) + "\n")
-    (temporary / METRICS).write_text(format_metrics(state["metrics"]) + "\n")
-    for file in temporary.iterdir():
-        _flush(file)
-    _flush(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write_tensors(folder / STATE, {"format": FORMAT, **state})
+    _write_tensors(folder / WEIGHTS, weights)
+    _write_text(folder / CONFIG, json.dumps(to_mapping(config), indent=2) + "\n")
+
+
+def complete(folder: Path, metrics: Mapping[str, float], best: Best) -> Path:
+    """Add what the validation gave to what `write_state` wrote, and give the checkpoint its final name.
+
+    Args:
+        folder: of `write_state`, in the folder of the checkpoints.
+        metrics: the report, with ``pairs_seen``.
+        best: the best report up to this one.
+
+    Returns:
+        The directory of the checkpoint.
+
+    Raises:
+        OSError: of the file system.
+    """
+    final = folder.with_name(run_directory.name(int(metrics["pairs_seen"])))
+    _write_text(folder / METRICS, format_metrics(metrics) + "\n")
+    _write_text(folder / BEST, run_directory.format_best(best))
+    _flush(folder)
     shutil.rmtree(final, ignore_errors=True)  # a resumed run that reaches the same point again
-    temporary.rename(final)
+    folder.rename(final)
     _flush(final.parent)
     return final
 
 
-def name(pairs_seen: int) -> str:
-    """Directory name of a checkpoint; sorts by pairs seen."""
-    return f"pairs-{pairs_seen:012d}"
-
-
 def load(path: Path, config: RunConfig) -> dict[str, Any]:
-    """The state that `save` wrote, for a run with `config`.
+    """The state that `write_state` wrote, for a run with `config`.
 
     Raises:
         CheckpointError: not a checkpoint, of another format, or of a run with another result; names what differs.
     """
     if not (path / STATE).is_file():
-        raise CheckpointError(f"{path}: no checkpoint ({STATE} is missing); give a directory {FOLDER}/pairs-...")
+        raise CheckpointError(
+            f"{path}: no checkpoint that continues a run ({STATE} is missing); give the last in {FOLDER}/"
+        )
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     if state.get("format") != FORMAT:
         raise CheckpointError(
@@ -178,24 +199,6 @@ def parse_metrics(line: str) -> dict[str, float]:
     return {key: math.nan if value is None else value for key, value in json.loads(line).items()}
 
 
-def checkpoints(workdir: Path) -> list[Path]:
-    """Complete checkpoints of a run directory, oldest first."""
-    return sorted((workdir / FOLDER).glob("pairs-*"))
-
-
-def latest(workdir: Path) -> Path | None:
-    """The last complete checkpoint of a run directory; None when there is none yet."""
-    return max(checkpoints(workdir), default=None)
-
-
-def prune(workdir: Path, keep: Iterable[str]) -> None:
-    """Delete all checkpoints of a run directory, half-written ones too, but those named in `keep`."""
-    kept = set(keep)
-    for path in (workdir / FOLDER).glob("*"):
-        if path.name not in kept:
-            shutil.rmtree(path)
-
-
 def _construct(config: RunConfig) -> LightGlue:
     extractor = config.model.extractor
     return LightGlue(
@@ -204,15 +207,6 @@ def _construct(config: RunConfig) -> LightGlue:
         add_scale_ori=extractor.has_scale_and_orientation,
         checkpointed=config.train.checkpointed,
     )
-
-
-def _weights_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    last = path if (path / WEIGHTS).is_file() else latest(path)
-    if last is None:
-        raise CheckpointError(f"{path}: neither a checkpoint, nor its {WEIGHTS}, nor a run directory with {FOLDER}/")
-    return last / WEIGHTS
 
 
 def _differences(stored: RunConfig, config: RunConfig, pairs_seen: int) -> list[str]:
@@ -231,8 +225,26 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _write_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    # Through memory: where the disk is full, torch.save to a file raises a RuntimeError that does not say so.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    _write(path, buffer.getbuffer())
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write(path, text.encode())
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _flush(path: Path) -> None:
-    """Make a file or the entries of a directory survive a power cut."""
+    """Make the entries of a directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

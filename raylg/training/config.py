@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raylg.data.config import DataConfig
+from raylg.data.storage import Storage
 from raylg.errors import ConfigError
 from raylg.evaluation.config import BenchmarksConfig, EvaluationConfig
 from raylg.models.config import ModelConfig
@@ -56,11 +57,18 @@ class TrainConfig:
     """Validate, checkpoint and report each time this many more pairs were seen (and at the end); a rung of the search
     is one such report."""
     micro_batch_size: int | None = None
-    """Pairs per forward pass and worker; gradients accumulate to the global batch. null takes the worker's share."""
+    """Pairs per forward pass and worker; gradients accumulate to the global batch. null takes the most that fits the
+    device, found by trying; either is halved where memory runs out after all."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type of the network; logits, loss and geometry stay float32."""
     checkpointed: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Train with `torch.compile`, which needs a C++ compiler, and Triton on GPUs, and takes up to minutes at the start;
+    evaluation is never compiled."""
+    stage: Literal["all", "confidence"] = "all"
+    """confidence: only the classifiers of the early exit learn, and the matches stay what they were with the weights to
+    start from (second stage of the paper)."""
     max_skipped_steps: int = 20
     """Consecutive steps with non-finite loss or gradients before the run counts as diverged."""
     num_figures: int = 4
@@ -69,6 +77,14 @@ class TrainConfig:
     """Write training curves each time this many more pairs were seen."""
     init_from: str | None = None
     """Run directory or checkpoint whose matcher weights are the start (two-stage training)."""
+    rungs: tuple[int, ...] = ()
+    """Pairs seen at which the weights are kept until the end, from the first report at or after each; a search adds
+    those that its trials are compared at."""
+    checkpoint_storage: str | None = None
+    """Folder or s3:// URL that gets a copy of records and checkpoints after each report, in a folder named like the
+    run; a machine without them continues from there. Options of a bucket: `data.storage`."""
+    profile_steps: int = 0
+    """Steps that are timed, and as many more that are traced; `train --profile` sets it, 0 does neither."""
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "report_every", "max_skipped_steps", "log_every"):
@@ -76,6 +92,10 @@ class TrainConfig:
         micro = self.micro_batch_size
         check(micro is None or micro >= 1, "micro_batch_size", micro, "null or at least 1")
         check(self.num_figures >= 0, "num_figures", self.num_figures, "at least 0")
+        check(all(rung >= 1 for rung in self.rungs), "rungs", self.rungs, "at least 1 pair each")
+        check(self.profile_steps >= 0, "profile_steps", self.profile_steps, "at least 0")
+        if self.checkpoint_storage is not None:
+            _check_storage(self.checkpoint_storage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +109,8 @@ class ScaleConfig:
     cpus_per_worker: int = 1
     """CPU cores (torch threads) of each worker."""
     gpus_per_worker: float | None = None
-    """GPUs of each worker; null takes 1 where the cluster has GPUs and 0 elsewhere."""
+    """GPUs of each worker; null takes 1 where the cluster has GPUs and 0 elsewhere. A fraction is also the share of the
+    GPU's memory that micro-batches are fitted to."""
     max_failures: int = 3
     """Times a run may lose a worker to a crash before it counts as failed."""
     address: str | None = None
@@ -141,15 +162,48 @@ class RunConfig:
                     f"{group}.num_keypoints = {wanted}: the shards keep only "
                     f"model.extractor.max_num_keypoints = {stored}; lower the first or raise the second"
                 )
-        resize, views = self.model.extractor.resize, self.data.images
-        longest = max(views.width, views.height)
-        if self.data.source == "images" and resize is not None and resize < longest:
+        if self.data.source == "images":
+            problems += self._problems_of_views()
+        weights, init_from = self.model.matcher.weights, self.train.init_from
+        if weights is not None and init_from is not None:
             problems.append(
-                f"model.extractor.resize = {resize}: views have {longest} px (data.images.width and height), the size "
-                "that their features are extracted at; set model.extractor.resize=null, or smaller views"
+                f"train.init_from = {init_from!r} and model.matcher.weights = {weights!r}: both give the weights to "
+                "start from; keep one"
             )
+        if self.train.stage == "confidence":
+            problems += self._problems_of_second_stage()
         for name in self.evaluation.benchmarks:
-            if getattr(self.benchmarks, name).path is None:
+            if self.benchmarks.named(name).path is None:
                 problems.append(f"benchmarks.{name}.path = null: give the folder of the benchmark {name}")
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def _problems_of_views(self) -> list[str]:
+        problem = self.data.images.problem_of(self.model.extractor.resize)
+        problems = [] if problem is None else [problem]
+        if self.evaluation.pixels == "original":
+            problems.append(
+                "evaluation.pixels = 'original': views of photographs are drawn at the size that their features are "
+                "extracted at, and have no other; set evaluation.pixels=extraction"
+            )
+        return problems
+
+    def _problems_of_second_stage(self) -> list[str]:
+        stage, problems = "train.stage = 'confidence'", []
+        if self.train.init_from is None and self.model.matcher.weights is None:
+            problems.append(
+                f"{stage}: learns when a trained matcher may stop early, so it needs one; give its run as "
+                "train.init_from, or a file as model.matcher.weights"
+            )
+        if self.loss.confidence_weight == 0:
+            problems.append(f"{stage}: nothing would learn with loss.confidence_weight = 0; set it above 0")
+        if self.model.matcher.num_layers == 1:
+            problems.append(f"{stage}: model.matcher.num_layers = 1 leaves no layer to stop after; set train.stage=all")
+        return problems
+
+
+def _check_storage(url: str) -> None:
+    try:
+        Storage(url)
+    except ConfigError as error:
+        raise ConfigError(f"checkpoint_storage = {url!r}: {error}") from error

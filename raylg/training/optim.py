@@ -94,7 +94,8 @@ class WeightAverage:
         self._weight = decay * self._weight + (1 - decay)
         share = (1 - decay) / self._weight
         for average, value in zip(self.module.parameters(), model.parameters(), strict=True):
-            average.lerp_(value, share)
+            if value.requires_grad:  # what is frozen is equal already
+                average.lerp_(value, share)
 
     def state_dict(self) -> dict[str, Any]:
         """All state, for a checkpoint."""

@@ -16,6 +16,7 @@ from raylg.evaluation.measures import ScoreColumns
 from raylg.schema import to_mapping
 from raylg.training import checkpoint as checkpoints
 from raylg.training.config import RunConfig
+from raylg.training.profile import TABLE_FILE, TRACE_FILE
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -87,6 +88,30 @@ def _scores(metrics: Mapping[str, float]) -> list[_Shown]:
     columns = [ScoreColumns.of(metrics), *(ScoreColumns(name) for name in BENCHMARKS)]
     named = [pair for column in columns for pair in zip(column.keys, column.titles, strict=True)]
     return [(key, title, 100, ".1f") for key, title in named]
+
+
+class ProfileReporter:
+    """The table of `raylg.training.profile`, after the first report that finds it in the run directory.
+
+    Args:
+        write: takes the text, without a newline at its end.
+        workdir: run directory.
+    """
+
+    def __init__(self, write: Callable[[str], None], workdir: Path) -> None:
+        self._write, self._file = write, workdir / TABLE_FILE
+        self._before = self._changed()
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """See `Reporter.report`."""
+        changed = self._changed()
+        if changed is not None and changed != self._before:
+            self._write(f"{self._file.read_text()}{self._file}, {self._file.with_name(TRACE_FILE)}")
+        self._before = changed
+
+    def _changed(self) -> int | None:
+        """Time of the last change; None where there is no file."""
+        return self._file.stat().st_mtime_ns if self._file.exists() else None
 
 
 class RunDirectoryReporter:

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,18 +21,22 @@ from raylg.errors import CheckpointError, OutOfMemory
 from raylg.evaluation.benchmarks import check_pixels
 from raylg.evaluation.pair_scores import PairScores
 from raylg.training import checkpoint as checkpoints
+from raylg.training import run_directory
 from raylg.training.benchmarks import benchmark_protocol, open_benchmark
 from raylg.training.checkpoint import build_matcher
+from raylg.training.checkpoint_writer import CheckpointWriter, explained
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.features import open_split
 from raylg.training.learner import TERMS, Learner, StepResult
+from raylg.training.mirror import Mirror, storage_of
+from raylg.training.profile import DATA_WAIT, Profile
 from raylg.training.reporter import Reporter, RunDirectoryReporter
-from raylg.training.validation import figures, score_benchmark, validate
+from raylg.training.run_directory import Best
+from raylg.training.validation import comparable_score, figures, score_benchmark, validate
 
 __all__ = ["TIMES", "Trainer", "World", "build_matcher"]
 
-BEST_METRIC = "val/mean_auc"
 PAIRS_FILE = "pairs.npz"
 TIMES = ("time_train_s", "time_validate_s", "time_to_first_step_s", "pairs_per_second", "data_wait")
 """Metrics that differ when the same run is repeated; all others are reproduced."""
@@ -66,9 +69,12 @@ class Trainer:
             OutOfMemory: a batch does not fit the GPU.
             CheckpointError: `resume_from` belongs to a run with another result.
             ShardError: the data cannot be read.
+            EnvironmentUnfitError: a checkpoint cannot be written: the disk is full, or `train.checkpoint_storage`
+                refuses.
         """
         try:
-            run = _Run(self._config, self._world, self._reporter, self._workdir)
+            resumes = resume_from is not None
+            run = _Run(self._config, self._world, self._reporter, self._workdir, resumes=resumes)
             return run.train(resume_from)
         except torch.cuda.OutOfMemoryError as error:
             config = self._config
@@ -85,7 +91,7 @@ class Trainer:
 class _Run:
     """State of `Trainer.fit`."""
 
-    def __init__(self, config: RunConfig, world: World, reporter: Reporter, workdir: Path) -> None:
+    def __init__(self, config: RunConfig, world: World, reporter: Reporter, workdir: Path, *, resumes: bool) -> None:
         self.started = time.monotonic()
         self.config, self.world, self.reporter, self.workdir = config, world, reporter, workdir
         if world.device.type == "cuda" and world.device.index is not None:  # plain "cuda" is the current device already
@@ -94,30 +100,54 @@ class _Run:
         self.validation_pairs = open_split(config, "val", str(world.device))
         check_pixels(self.validation_pairs, config.evaluation)
         self.benchmarks = {name: open_benchmark(config, name) for name in config.evaluation.benchmarks}
-        self.learner = Learner(config, world)
+        self.learner = Learner(config, world, resumes=resumes)
         self.pairs_seen = 0
         self.metrics: dict[str, float] = {}
-        self.best: dict[str, Any] = {"score": -1.0, "name": ""}
+        self.best = Best()
         self.time_train_s = 0.0
         self.time_to_first_step_s = 0.0
         self.since_curve, self.since_report = _Window(), _Window()
+        self.profile = Profile(config, workdir, self.learner.phase, active=world.is_main)
         self.record: RunDirectoryReporter | None = None
+        self.writer: CheckpointWriter | None = None
+        self.mirror: Mirror | None = None
 
     def train(self, resume_from: Path | None) -> dict[str, float]:
         """See `Trainer.fit`."""
         if resume_from is not None:
             self.restore(resume_from)
-        if self.world.is_main:
-            self.record = RunDirectoryReporter(self.workdir, self.config, resume_from)
-            # Later checkpoints are of a past that this run replaces; `latest` must not find them.
-            current = () if resume_from is None else (resume_from.name, self.best["name"])
-            checkpoints.prune(self.workdir, keep=current)
         try:
+            if self.world.is_main:
+                self.open(resume_from)
             self.loop()
+            if self.mirror is not None:
+                self.mirror.wait()
         finally:
-            if self.record is not None:
-                self.record.close(self.metrics or None)
+            self.close()
         return self.metrics
+
+    def open(self, resume_from: Path | None) -> None:
+        """Take possession of the run directory, on rank 0."""
+        # Later checkpoints are of a past that this run replaces; `latest` must not find them.
+        last = None if resume_from is None else resume_from.name
+        run_directory.prune(self.workdir, last, self.best.name, self.config.train.rungs)
+        self.record = RunDirectoryReporter(self.workdir, self.config, resume_from)
+        self.writer = CheckpointWriter(self.workdir, self.config)
+        storage = storage_of(self.config, self.workdir)
+        if storage is not None:
+            self.mirror = Mirror(self.workdir, storage)
+            if run_directory.latest(self.workdir) is not None:  # the interruption may have come before it was copied
+                self.mirror.start()
+
+    def close(self) -> None:
+        """Let go of the run directory; nothing of this process writes there afterwards."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.mirror is not None:
+            self.mirror.close()
+        if self.record is not None:
+            self.record.close(self.metrics or None)
+        self.profile.close()
 
     def loop(self) -> None:
         """Take steps until the budget is spent."""
@@ -128,7 +158,9 @@ class _Run:
         )
         with closing(stream):
             while self.pairs_seen < config.train.num_pairs:
-                batch = next(stream)
+                self.profile.begin_step()
+                with self.learner.phase(DATA_WAIT):
+                    batch = next(stream)
                 waited = time.monotonic() - start
                 result = self.learner.step(batch.to(world.device, non_blocking=True), self.pairs_seen)
                 before, self.pairs_seen = self.pairs_seen, self.pairs_seen + config.data.batch_size
@@ -137,6 +169,7 @@ class _Run:
                 for window in (self.since_curve, self.since_report):
                     window.add(result, config.data.batch_size, now - start, waited)
                 self.time_train_s += now - start
+                self.profile.end_step(now - start)
                 reports = crosses(before, self.pairs_seen, config.train.report_every)
                 reports = reports or self.pairs_seen >= config.train.num_pairs
                 if reports or crosses(before, self.pairs_seen, config.train.log_every):
@@ -153,62 +186,92 @@ class _Run:
 
     def report(self) -> None:
         """Validate, score benchmarks, write a checkpoint, report on every rank, delete older checkpoints."""
+        self.profile.end_trace()
         start = time.monotonic()
-        scores, validated = validate(self.learner.validated, self.validation_pairs, self.config, self.world)
-        files = {PAIRS_FILE: scores}
-        for name, pairs in self.benchmarks.items():
-            protocol = benchmark_protocol(self.config, name)
-            scored = score_benchmark(self.learner.validated, pairs, protocol, self.world)
-            validated |= scored.metrics(name)
-            files[f"pairs-{name}.npz"] = scored
+        if self.writer is not None:
+            self.writer.begin(self.state(), self.learner.validated)
+        begun = time.monotonic()
+        scores, validated = self.validate()
+        validation_s = time.monotonic() - begun
         metrics = {
             "pairs_seen": float(self.pairs_seen),
             "epoch": self.pairs_seen / self.training_pairs.num_pairs,
             **self.since_report.means(),
             **validated,
-            "skipped_steps": float(self.learner.skipped_steps),
+            **self.learner.metrics(),
             "time_train_s": self.time_train_s,
-            "time_validate_s": time.monotonic() - start,
+            "time_validate_s": validation_s,
             "time_to_first_step_s": self.time_to_first_step_s,
             **self.since_report.speed(),
         }
         self.since_report = _Window()
         self.metrics = self.world.gather(metrics)[0]  # clocks differ between ranks
-        checkpoint = self.write(files)
-        if checkpoint is not None:
-            checkpoints.prune(self.workdir, keep=(checkpoint.name, self.best["name"]))
+        score = comparable_score(self.metrics)
+        if score > self.best.score:
+            self.best = Best(score=score, name=run_directory.name(self.pairs_seen))
+        checkpoint: Path | None = None
+        if self.writer is not None:
+            with explained(self.workdir):
+                checkpoint = self.publish(scores, {"validation": validation_s, "checkpoint": begun - start})
         self.reporter.report(self.metrics, checkpoint)  # last: a search may end the run here
 
-    def write(self, scores: Mapping[str, PairScores]) -> Path | None:
-        """Write checkpoint and records on rank 0; the directory of the checkpoint there, None elsewhere.
+    def publish(self, scores: Mapping[str, PairScores], seconds: dict[str, float]) -> Path:
+        """Finish the checkpoint, write the records and delete what they replace, on rank 0.
 
         Args:
-            scores: file name to scores; those of the validation pairs are `PAIRS_FILE`.
+            scores: file name to scores.
+            seconds: spent on each phase of the report so far.
+
+        Returns:
+            The directory of the checkpoint.
         """
-        name = checkpoints.name(self.pairs_seen)
-        if self.metrics[BEST_METRIC] > self.best["score"]:
-            self.best = {"score": self.metrics[BEST_METRIC], "name": name}
-        if self.record is None:
-            return None
-        state = {
+        assert self.writer is not None
+        assert self.record is not None
+        start = time.monotonic()
+        if self.mirror is not None:
+            self.mirror.settle()  # it reads what is replaced now; if it failed, the checkpoint comes first
+        for file, pairs in scores.items():  # before the checkpoint, which says that all before it is done
+            pairs.save(self.workdir / file)
+        checkpoint = self.writer.finish(self.metrics, self.best)
+        finished = time.monotonic()
+        self.draw_figures(scores[PAIRS_FILE])
+        seconds["checkpoint"] += finished - start
+        self.profile.report(seconds | {"records": time.monotonic() - finished})
+        self.record.report(self.metrics, checkpoint)
+        run_directory.prune(self.workdir, checkpoint.name, self.best.name, self.config.train.rungs)
+        if self.mirror is not None:
+            self.mirror.start()
+        return checkpoint
+
+    def validate(self) -> tuple[dict[str, PairScores], dict[str, float]]:
+        """Score the validation pairs and the benchmarks: file name to scores, and the metrics."""
+        learner, final = self.learner, self.pairs_seen >= self.config.train.num_pairs
+        scores, metrics = validate(learner.validated, self.validation_pairs, self.config, self.world, final=final)
+        files = {PAIRS_FILE: scores}
+        for name, pairs in self.benchmarks.items():
+            protocol = benchmark_protocol(self.config, name)
+            scored = score_benchmark(learner.validated, pairs, protocol, self.world, final=final)
+            metrics |= scored.metrics(name)
+            files[f"pairs-{name}.npz"] = scored
+        return files, metrics
+
+    def state(self) -> dict[str, object]:
+        """All that a checkpoint must hold to continue, but for what the report says."""
+        return {
             "pairs_seen": self.pairs_seen,
-            "metrics": self.metrics,
-            "best": self.best,
             "time_train_s": self.time_train_s,
             "data_hash": self.training_pairs.data_hash,
             "learner": self.learner.state_dict(),
         }
-        for file, pairs in scores.items():  # before the checkpoint, which says that all before it is done
-            pairs.save(self.workdir / file)
-        checkpoint = checkpoints.save(self.workdir, state, self.learner.validated, self.config)
-        self.record.report(self.metrics, checkpoint)
-        validated = scores[PAIRS_FILE]
-        pictures = figures(
-            self.learner.validated, self.validation_pairs, self.config, scores=validated, device=self.world.device
-        )
-        for title, image in pictures:
+
+    def draw_figures(self, scores: PairScores) -> None:
+        """Show some of the validation pairs in TensorBoard."""
+        assert self.record is not None
+        device = self.world.device
+        for title, image in figures(
+            self.learner.validated, self.validation_pairs, self.config, scores=scores, device=device
+        ):
             self.record.figure(f"val/{title}", image, self.pairs_seen)
-        return checkpoint
 
     def restore(self, path: Path) -> None:
         """Take over all state of a checkpoint.
@@ -224,8 +287,8 @@ class _Run:
                 f"same feature shards again, or start from its weights with train.init_from={path}"
             )
         self.learner.load_state_dict(state["learner"])
-        self.pairs_seen, self.metrics, self.best = state["pairs_seen"], state["metrics"], state["best"]
-        self.time_train_s = state["time_train_s"]
+        self.pairs_seen, self.time_train_s = state["pairs_seen"], state["time_train_s"]
+        self.metrics, self.best = checkpoints.load_metrics(path), run_directory.read_best(path)
 
 
 class _Window:

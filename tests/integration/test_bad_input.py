@@ -154,11 +154,51 @@ def test_weights_with_a_wrong_hash(tmp_path: Path, refused: Refused) -> None:
         (["model/extractor=superpoint", "model.extractor.weights=opne"], "did you mean 'open'?"),
         (["model.matcher.weights=nowhere.pth"], "model.matcher.weights = 'nowhere.pth': no such file"),
         (["train.init_from=runs/none"], "train.init_from = 'runs/none': no such file or folder"),
+        (["train.init_from=."], "train.init_from: .: no checkpoint in it"),
+        (["train.init_from=a", "model.matcher.weights=b"], "both give the weights to start from; keep one"),
     ],
 )
 def test_missing_weights(words: list[str], expected: str, refused: Refused) -> None:
     (line,) = refused(tune.main, *SPACE, *words)
     assert expected in line
+
+
+@pytest.mark.parametrize("main", [tune.main, train.main], ids=["tune", "train"])
+def test_weights_of_another_architecture(main: Callable[[list[str]], int], refused: Refused) -> None:
+    """Before anything is extracted or loaded, from the configuration beside them."""
+    checkpoint = Path("run/checkpoints/pairs-000000000064")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "lightglue.pth").touch()
+    stored = {"model": {"extractor": {"name": "superpoint"}, "matcher": {"num_layers": 9, "num_heads": 4}}}
+    (checkpoint / "config.json").write_text(json.dumps(stored))
+    words = ["train.init_from=run", "model.matcher.num_layers=3", "model.matcher.num_heads=4"]
+    name, layers = refused(main, *(SPACE if main is tune.main else []), *words)
+    assert name == f"{checkpoint}/lightglue.pth: its matcher has model.extractor.name = superpoint, the run sift"
+    assert "model.matcher.num_layers = 9, the run 3; set model.extractor.name=superpoint" in layers
+
+
+def test_names_of_scenes_that_are_numbers(refused: Refused) -> None:
+    (line,) = refused(prepare.main, "data=megadepth", "data.path=here", "data.split.val=[0016,5006]")
+    assert line == "data.split.val[1] = 5006: expected str, got int; quote it: '5006'"
+
+
+def test_original_pixels_of_drawn_views(refused: Refused) -> None:
+    words = ["data=images", "data.path=photographs", "evaluation.pixels=original"]
+    (line,) = refused(tune.main, *SPACE, *words)
+    assert line.startswith("evaluation.pixels = 'original': views of photographs are drawn at the size")
+
+
+def test_check_and_prepare_at_once(refused: Refused) -> None:
+    (line,) = refused(prepare.main, "--check", "shards", "out=there", "data.path=here")
+    assert line.startswith("--check shards and data.path=, out=: --check verifies the shards in its own folder")
+
+
+def test_check_of_no_data_set(refused: Refused) -> None:
+    Path("empty").mkdir()
+    (line,) = refused(prepare.main, "--check", "empty")
+    assert line.startswith("empty holds no manifest.json")
+    (line,) = refused(prepare.main, "--check", "nowhere")
+    assert line.startswith("nowhere does not exist")
 
 
 def test_more_workers_than_the_machine_has(refused: Refused) -> None:
@@ -174,14 +214,17 @@ def test_more_workers_than_the_machine_has(refused: Refused) -> None:
 
 def test_objective_that_nothing_gives(refused: Refused) -> None:
     Path("photographs").mkdir()
-    (line,) = refused(tune.main, "--space", "lr_bs", "data=images", "data.path=photographs")
+    images = ["data=images", "data.path=photographs"]
+    (line,) = refused(tune.main, "--space", "lr_bs", *images, "study.objective=val/auc@5")
     assert line.startswith("study.objective = 'val/auc@5': the pairs of data.source=images are scored by homography")
     (line,) = refused(tune.main, *SPACE, "study.objective=val/corner_auc@3")
     assert "data.source=mini are scored by pose; choose one of val/auc@5" in line
     (line,) = refused(tune.main, *SPACE, "study.objective=megadepth1500/auc@5")
     assert line == "benchmarks.megadepth1500.path = null: give the folder of the benchmark megadepth1500"
+    configured = "benchmarks.megadepth1500.path=nowhere"  # then it is the objective
+    assert "benchmarks.megadepth1500.path: nowhere is missing" in refused(tune.main, *SPACE, configured)[0]
     (line,) = refused(tune.main, *SPACE, "study.objective=hpatches/auc@5")
-    assert line.startswith("study.objective = 'hpatches/auc@5': must be one of val/auc@5")
+    assert line.startswith("study.objective = 'hpatches/auc@5': must be null or one of val/auc@5")
 
 
 @pytest.mark.parametrize("main", [tune.main, train.main], ids=["tune", "train"])

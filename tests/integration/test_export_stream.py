@@ -22,7 +22,8 @@ from raylg.data.storage import Storage
 from raylg.data.stream import stream_batches
 from raylg.geometry.depth import warp
 from raylg.models.config import ExtractorConfig
-from raylg.models.extractor import extractor_identity, make_extractor
+from raylg.models.extractor import make_extractor
+from raylg.models.identity import extractor_identity
 
 
 @pytest.fixture(scope="module", params=[None, 400], ids=["full", "resized"])

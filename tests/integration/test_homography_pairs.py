@@ -161,7 +161,8 @@ def test_photographs_and_shards_in_a_bucket(photo_dir: Path, tmp_path: Path, buc
     data = config(replace(SMALL, photometric=0.5))
     manifest = export_images(replace(data, path=(photographs.url,)), out, created_by)
     local = open_pairs(shards, data)
-    assert sorted(entry.file for entry in manifest.shards) == sorted(entry.file for entry in local.manifest.shards)
+    stems = [sorted(entry.file[: -len("-12345678.h5")] for entry in each.shards) for each in (manifest, local.manifest)]
+    assert stems[0] == stems[1]  # the names end in their content, which names the folder
     expected = pair_rows([local.batch(np.array([(0, 0, 0), (2, 1, 1)]))])
     for cache_gb in (1.0, 0.0):
         remote = replace(data, cache_dir=str(tmp_path), storage=replace(data.storage, cache_gb=cache_gb))

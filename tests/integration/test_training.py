@@ -17,7 +17,7 @@ from raylg.data.shard import Shard
 from raylg.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import override
-from raylg.training import checkpoint
+from raylg.training import checkpoint, run_directory
 from raylg.training.benchmarks import benchmark_protocol, open_benchmark
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
@@ -26,7 +26,7 @@ from raylg.training.learner import Learner
 from raylg.training.reporter import read_metrics
 from raylg.training.trainer import TIMES, Trainer
 from raylg.training.validation import score_benchmark, validate
-from tests.integration.tiny_shards import NUM_POINTS, tiny_shard, write_features
+from tests.integration.tiny_shards import NUM_POINTS, tiny_shard, write_benchmark, write_features
 
 BASE = {
     "data.source": "shards",
@@ -55,7 +55,7 @@ def benchmark(tmp_path_factory) -> dict[str, object]:
     shards = {"test": tiny_shard("c", "test", 4, seed=2, original=2)}
     return {
         "evaluation.benchmarks": ["megadepth1500"],
-        "benchmarks.megadepth1500.path": str(write_features(tmp_path_factory.mktemp("b") / "b", shards, resize=320)),
+        "benchmarks.megadepth1500.path": str(write_benchmark(tmp_path_factory.mktemp("b") / "b", shards)),
         "benchmarks.megadepth1500.resize": 320,
         "benchmarks.megadepth1500.num_keypoints": NUM_POINTS,
     }
@@ -145,11 +145,11 @@ def test_benchmarks_are_scored_at_each_report(features, benchmark, tmp_path):
 def test_run_directory_is_complete_at_the_end(features, tmp_path):
     config = config_for(features, train__num_pairs=12, train__report_every=2, train__num_figures=2)
     train(config, tmp_path)
-    kept = checkpoint.checkpoints(tmp_path)
+    kept = run_directory.checkpoints(tmp_path)
     assert kept[-1].name == "pairs-000000000012"
     assert len(kept) <= 2  # the last and the best
     best = max(read_metrics(tmp_path), key=lambda record: record["val/mean_auc"])
-    assert checkpoint.name(int(best["pairs_seen"])) in [path.name for path in kept]
+    assert run_directory.name(int(best["pairs_seen"])) in [path.name for path in kept]
     scores = PairScores.load(tmp_path / "pairs.npz")
     assert len(scores) == 3
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -169,7 +169,7 @@ RESUMABLE = {
 
 
 def final_state(workdir: Path) -> dict:
-    return torch.load(checkpoint.latest(workdir) / "state.pt", weights_only=True)
+    return torch.load(run_directory.latest(workdir) / "state.pt", weights_only=True)
 
 
 def assert_same(a, b, where="") -> None:
@@ -208,7 +208,7 @@ def test_interrupted_and_resumed_is_uninterrupted(features, tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "parts")
         monkeypatch.undo()
-    resume_from = checkpoint.latest(tmp_path / "parts")
+    resume_from = run_directory.latest(tmp_path / "parts")
     assert resume_from.name == "pairs-000000000008"
     rest = train(config, tmp_path / "parts", resume_from=resume_from)
     assert rest == whole[1:]
@@ -238,7 +238,7 @@ def test_finished_run_returns_its_metrics_at_once(features, tmp_path):
     config = config_for(features, train__num_pairs=4)
     final = Trainer(config, World(), Recorder(), tmp_path).fit()
     again = Recorder()
-    assert Trainer(config, World(), again, tmp_path).fit(checkpoint.latest(tmp_path)) == final
+    assert Trainer(config, World(), again, tmp_path).fit(run_directory.latest(tmp_path)) == final
     assert again.reports == []
     assert len(read_metrics(tmp_path)) == 1
 
@@ -246,11 +246,11 @@ def test_finished_run_returns_its_metrics_at_once(features, tmp_path):
 def test_starting_anew_or_earlier_leaves_no_later_checkpoint(features, tmp_path, monkeypatch):
     config = config_for(features, train__num_pairs=8, train__report_every=4)
     train(config, tmp_path)
-    later = checkpoint.latest(tmp_path)
-    earlier = tmp_path / "copy" / checkpoint.name(4)
+    later = run_directory.latest(tmp_path)
+    earlier = tmp_path / "copy" / run_directory.name(4)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "short", recorder=Recorder(interrupt_at=4))
-    shutil.copytree(checkpoint.latest(tmp_path / "short"), earlier)
+    shutil.copytree(run_directory.latest(tmp_path / "short"), earlier)
 
     monkeypatch.setattr(Learner, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -258,7 +258,7 @@ def test_starting_anew_or_earlier_leaves_no_later_checkpoint(features, tmp_path,
     assert not later.exists()
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path)
-    assert checkpoint.latest(tmp_path) is None
+    assert run_directory.latest(tmp_path) is None
 
 
 def interrupt(self, batch, pairs_seen):
@@ -270,14 +270,14 @@ def test_longer_budget_continues_a_finished_run(features, tmp_path):
     longer = override(config, {"train.num_pairs": 12})
     whole = train(longer, tmp_path / "whole")
     train(config, tmp_path / "parts")
-    rest = train(longer, tmp_path / "parts", resume_from=checkpoint.latest(tmp_path / "parts"))
+    rest = train(longer, tmp_path / "parts", resume_from=run_directory.latest(tmp_path / "parts"))
     assert rest == whole[2:]
 
 
 def test_data_may_move_but_not_change(features, tmp_path):
     config = config_for(features, train__num_pairs=4, train__report_every=2)
     train(config, tmp_path / "run")
-    last = checkpoint.latest(tmp_path / "run")
+    last = run_directory.latest(tmp_path / "run")
     moved = tmp_path / "moved"
     moved.symlink_to(features)
     train(override(config, {"data.path": [str(moved)]}), tmp_path / "run", resume_from=last)

@@ -14,11 +14,11 @@ from raylg.data.stream import PairData
 from raylg.errors import ConfigError
 from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import override
-from raylg.training import checkpoint
+from raylg.training import checkpoint, run_directory
 from raylg.training.checkpoint import build_matcher
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
-from raylg.training.features import ensure_features, open_split
+from raylg.training.features import ensure_features, features_location, open_split
 from raylg.training.reporter import read_metrics
 from raylg.training.trainer import TIMES, Trainer
 
@@ -95,7 +95,7 @@ def test_posed_pairs_continue_from_homographies(
     assert len(losses) == 3 and losses[-1] < losses[0]
     assert PairScores.load(Path("runs/posed/pairs.npz")).kind == "pose"
 
-    posed = checkpoint.load_config(checkpoint.latest(Path("runs/posed")))
+    posed = checkpoint.load_config(run_directory.latest(Path("runs/posed")))
     pretrained, _ = checkpoint.load_matcher(Path("runs/pretrain"))
     start = build_matcher(posed)
     assert start.state_dict().keys() == pretrained.state_dict().keys()
@@ -139,11 +139,10 @@ def test_first_stage_resumes_bit_for_bit_in_a_later_epoch(config: RunConfig, tmp
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, World(), Silent(interrupt_at=16), tmp_path / "parts").fit()
     rest = Silent()
-    Trainer(config, World(), rest, tmp_path / "parts").fit(checkpoint.latest(tmp_path / "parts"))
+    Trainer(config, World(), rest, tmp_path / "parts").fit(run_directory.latest(tmp_path / "parts"))
     assert rest.reports == whole.reports[2:]
-    states = [
-        torch.load(checkpoint.latest(tmp_path / run) / "lightglue.pth", weights_only=True) for run in ("whole", "parts")
-    ]
+    last = [run_directory.latest(tmp_path / run) for run in ("whole", "parts")]
+    states = [torch.load(path / "lightglue.pth", weights_only=True) for path in last]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert differs_between_epochs(pairs)
 
@@ -156,6 +155,7 @@ def differs_between_epochs(pairs: PairData) -> bool:
 
 
 def test_warped_views_have_no_original_pixels(config: RunConfig, tmp_path: Path) -> None:
-    config = override(config, {"evaluation.pixels": "original"})
+    shards = {"data.source": "shards", "data.path": [features_location(config)]}
+    config = override(config, shards | {"evaluation.pixels": "original"})
     with pytest.raises(ConfigError, match=r"evaluation\.pixels = 'original'"):
         Trainer(config, World(), Silent(), tmp_path / "run").fit()

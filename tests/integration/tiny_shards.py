@@ -68,15 +68,21 @@ def tiny_shard(scene: str, split: Split, num_images: int, seed: int, original: i
     )
 
 
-def write_features(folder: Path, shards: dict[str, Shard], **settings: object) -> Path:
-    """A folder of shards under their names, made by SIFT with these settings."""
+def write_features(
+    folder: Path, shards: dict[str, Shard], source: dict[str, str] | None = None, **settings: object
+) -> Path:
+    """A folder of shards under their names, made of `source` by SIFT with these settings."""
     folder.mkdir()
     entries = tuple(write_shard(folder / f"{name}.h5", shard) for name, shard in shards.items())
     counts = {entry.split: SplitCounts(num_images=entry.num_images, num_pairs=entry.num_pairs) for entry in entries}
-    made = CreatedBy(version="0", git_sha=None, command="test", config={}, fingerprint="")
-    extractor = ExtractorInfo(
-        name="sift", weights_sha256=None, settings={"max_num_keypoints": NUM_POINTS, **settings}, descriptor_dim=128
-    )
+    made = CreatedBy(version="0", git_sha=None, command="test", config={}, fingerprint="", source=source or {})
+    all_settings = {"max_num_keypoints": NUM_POINTS, "resize": None, "detection_threshold": None, **settings}
+    extractor = ExtractorInfo(name="sift", weights_sha256=None, settings=all_settings, descriptor_dim=128)
     manifest = Manifest(name="tiny", created_by=made, extractor=extractor, splits=counts, shards=entries)
     write_manifest(Storage(folder), manifest)
     return folder
+
+
+def write_benchmark(folder: Path, shards: dict[str, Shard]) -> Path:
+    """Shards that pass for MegaDepth-1500 at a long side of 320 pixels."""
+    return write_features(folder, shards, {"benchmark": "megadepth1500"}, resize=320, enlarge=True)

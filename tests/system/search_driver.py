@@ -99,6 +99,7 @@ def main() -> int:
             "name": "study",
             "dir": str(arguments.folder),
             "num_trials": arguments.num_trials,
+            "objective": "val/auc@5",
             "scheduler": {"grace_pairs": 10, "reduction_factor": 3},
         },
     )

@@ -45,6 +45,10 @@ def test_search_reproduce_and_score(tmp_path: Path) -> None:
     best = yaml.safe_load((study / "best.yaml").read_text())
     assert best == yaml.safe_load((study / f"trials/{winner:04d}/config.yaml").read_text())
 
+    kept = sorted((study / "trials" / "0000" / "checkpoints").iterdir())
+    assert len(kept) > 1  # the rung at 8 pairs, and the last, which alone can be continued
+    assert [(path / "state.pt").exists() for path in kept] == [False] * (len(kept) - 1) + [True]
+
     before = {path: path.read_bytes() for path in study.glob("trials/*/metrics.jsonl")}
     again = raylg("tune", *words, cwd=tmp_path)  # the same command continues; here nothing is left to do
     assert {path: path.read_bytes() for path in study.glob("trials/*/metrics.jsonl")} == before

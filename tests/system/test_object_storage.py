@@ -185,6 +185,27 @@ def test_prepare_into_a_bucket_is_continued_after_a_kill_and_checked(
     assert "Traceback" not in printed
 
 
+def test_of_two_commands_into_the_same_place_the_later_one_finishes(
+    prepared: Path, s3_server: S3Server, bucket: str, proxy: FaultyProxy, commands: Commands
+) -> None:
+    url, cache = f"s3://{bucket}/features", f"data.cache_dir={prepared.parent / 'cache'}"
+    words = ["data=mini", *MINI, cache, f"out={url}"]
+    other = Commands(commands.folder / "other", commands.started)
+    other.folder.mkdir()
+    proxy.plan(Fault("delay", None, "PUT", ".h5", seconds=1))
+    first = commands.start("prepare", *words)
+    wait_for(lambda: any("/.progress/" in key for key in s3_server.keys(bucket)), first, "its beginning", commands)
+    assert f"data.path={url}" in other.run("prepare", *words)
+    assert first.wait(PATIENCE) == 3
+    assert "another command has begun to prepare data there" in commands.printed()
+    expected = json.loads((prepared / "manifest.json").read_text())
+    assert json.loads(s3_server.get(bucket, "features/manifest.json"))["shards"] == expected["shards"]
+    proxy.heal()
+    commands.run("prepare", *words)  # clears what the first one left
+    assert {key.rpartition("/")[2] for key in s3_server.keys(bucket)} == {path.name for path in prepared.iterdir()}
+    assert "all there and as written" in commands.run("prepare", "--check", url)
+
+
 def wait_for_silence(proxy: FaultyProxy) -> None:
     """Until processes of a killed command have noticed that and have ended."""
     deadline, last = time.monotonic() + PATIENCE, -1

@@ -241,7 +241,8 @@ def test_no_such_host(bucket: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_not_asked_for_until_the_deadline(storage: Storage) -> None:
-    assert "prepare" in refused(f"{storage.url}/nothing.h5", lambda: storage.read("nothing.h5"), 20, ShardError)
+    message = refused(f"{storage.url}/nothing.h5", lambda: storage.read("nothing.h5"), 20, ShardError)
+    assert "no such file; copy it there again" in message
     assert storage.size("nothing.h5") is None and storage.sizes() == {}
     storage.delete("nothing.h5")
 

@@ -31,7 +31,9 @@ SPACE = {"parameters": {"optim.lr": {"type": "float", "low": 1e-5, "high": 1e-1,
 def parts(tmp_path: Path) -> Iterator[SimpleNamespace]:
     setup = StudySetup(
         study=build(
-            StudyConfig, {"name": "s", "dir": str(tmp_path), "num_trials": 4, "scheduler": {"grace_pairs": 10}}
+            StudyConfig,
+            {"name": "s", "dir": str(tmp_path), "num_trials": 4, "objective": "val/auc@5"}
+            | {"scheduler": {"grace_pairs": 10}},
         ),
         space=SearchSpace.parse(SPACE, "test"),
         run=build(RunConfig, {"train": {"num_pairs": 90, "report_every": 10}}),

@@ -11,8 +11,9 @@ import pytest
 from raylg.cluster import metrics as gauges
 from raylg.cluster import worker
 from raylg.cluster.resources import Resources
+from raylg.data.storage import Storage
 from raylg.errors import ShardError, TrainingDiverged
-from raylg.schema import to_mapping
+from raylg.schema import override, to_mapping
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 
@@ -70,6 +71,33 @@ def test_all_ranks_continue_from_the_checkpoint_that_rank_0_sees(tmp_path: Path)
     fit = job(lambda *arguments: resumed.append(arguments[-1]))
     worker.run_to_end(fit, RunConfig(), OtherRank(rank=1), Recorder(), tmp_path / "another-view-of-the-folder")
     assert resumed == [seen_by_rank_0]
+
+
+def test_fresh_machine_continues_from_the_copy_of_the_trial(tmp_path: Path) -> None:
+    copies = tmp_path / "copies" / "study"
+    copy = Storage(copies / "0007")
+    folder = "pairs-000000000020"
+    content = b'{"pairs_seen": 20}'
+    copy.write(f"{folder}/metrics.json", content)
+    index = {"format": 1, "last": folder, "files": {f"{folder}/metrics.json": len(content)}}
+    copy.write("mirror.json", json.dumps(index).encode())
+    resumed: list[Path | None] = []
+    recorder = Recorder()
+    run = override(RunConfig(), {"train.checkpoint_storage": str(tmp_path / "copies")})
+    config = worker.study_run(run, "study", ())
+    trial = tmp_path / "trials" / "0007"
+    worker.run_to_end(job(lambda *arguments: resumed.append(arguments[-1])), config, World(), recorder, trial)
+    assert resumed == [trial / "checkpoints" / folder]
+    assert recorder.calls == [({"pairs_seen": 20}, trial / "checkpoints" / folder)]
+
+
+def test_study_keeps_rungs_and_a_folder_of_its_own() -> None:
+    run = override(RunConfig(), {"train.rungs": [5, 30]})
+    made = worker.study_run(run, "lr", (10, 30))
+    assert made.train.rungs == (5, 10, 30)
+    assert made.train.checkpoint_storage is None
+    run = override(run, {"train.checkpoint_storage": "s3://bucket/copies/"})
+    assert worker.study_run(run, "lr", ()).train.checkpoint_storage == "s3://bucket/copies/lr"
 
 
 def test_starts_from_nothing_without_a_report(tmp_path: Path) -> None:

@@ -189,8 +189,9 @@ def test_comparison_table_says_how_much_better_the_first_is() -> None:
         "baseline": pair_scores([2.5] * 8, 40, 0.5),
         "hopeless": pair_scores([math.inf] * 8, 0, 0.0),
     }
-    result = comparison_table(scores, "8 test pairs")
+    result = comparison_table(scores, "8 test pairs", "test")
     assert result.title == "8 test pairs"
+    assert [str(column.header) for column in result.columns][1:4] == ["AUC@5", "@10", "@20"]
     best, baseline, hopeless = cells(result)
     assert best == ["best", "100.0", "100.0", "100.0", "75.0", "100", ""]
     assert (baseline[0], *baseline[4:]) == ("baseline", "50.0", "40", "+50.0 [+50.0, +50.0]")
@@ -200,7 +201,7 @@ def test_comparison_table_says_how_much_better_the_first_is() -> None:
 
 def test_comparison_table_tells_when_the_first_is_worse_and_how_sure() -> None:
     scores = {"first": pair_scores([4.0, 1.0, 3.0, 4.5], 9, 0.5), "other": pair_scores([1.0, 2.0, 1.0, 0.5], 9, 0.5)}
-    difference = cells(comparison_table(scores, "4 pairs"))[1][-1]
+    difference = cells(comparison_table(scores, "4 pairs", "val"))[1][-1]
     value, low, high = (float(part.strip("[],")) for part in difference.split())
     assert value == pytest.approx(-40.0)
     assert low < value < high
@@ -214,11 +215,17 @@ def test_homographies_are_compared_in_pixels() -> None:
             pairs, kind="homography", rotation_error=absent, translation_error=absent, corner_error=np.full(8, error)
         )
 
-    result = comparison_table({"first": scores(0.0), "other": scores(1.5)}, "8 pairs")
+    result = comparison_table({"first": scores(0.0), "other": scores(1.5)}, "8 pairs", "val")
     headers = [str(column.header) for column in result.columns]
     assert headers[1:4] == ["corner AUC@1", "@3", "@5"] and headers[-1] == "first minus this, corner AUC@3"
     assert cells(result)[1][-1] == "+50.0 [+50.0, +50.0]"
 
 
 def test_comparison_of_one_matcher() -> None:
-    assert cells(comparison_table({"only": pair_scores([1.0], 5, 1.0)}, "1 pair"))[0][-1] == ""
+    assert cells(comparison_table({"only": pair_scores([1.0], 5, 1.0)}, "1 pair", "val"))[0][-1] == ""
+
+
+def test_comparison_on_a_benchmark_is_named_after_it() -> None:
+    result = comparison_table({"only": pair_scores([1.0], 5, 1.0)}, "1 pair", "megadepth1500")
+    headers = [str(column.header) for column in result.columns]
+    assert headers[1:4] == ["megadepth1500 AUC@5", "@10", "@20"] and headers[-1] == "first minus this, AUC@5"

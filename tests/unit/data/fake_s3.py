@@ -28,6 +28,7 @@ class FakeS3:
             a shorter file), "replaced" (afterwards the file is another one, its bytes reversed), or "ok".
         always: the fault of all requests that have none of their own.
         delay_s: before each answer.
+        silent: keys that no request for is answered.
         most_at_once: largest number of requests that were answered at a time.
     """
 
@@ -37,6 +38,7 @@ class FakeS3:
         self.faults: deque[str] = deque()
         self.always = "ok"
         self.delay_s = 0.0
+        self.silent: set[str] = set()
         self.most_at_once = 0
         self.lock = threading.Lock()
         self.num_open = 0
@@ -62,6 +64,7 @@ def fake_s3() -> Iterator[FakeS3]:
     try:
         yield fake
     finally:
+        fake.silent.clear()
         fake.server.shutdown()
         fake.server.server_close()
 
@@ -97,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             time.sleep(fake.delay_s)
+            while unquote(urlsplit(self.path).path).partition("/bucket/")[2] in fake.silent:
+                time.sleep(0.05)
             if self.fault == "reset":
                 self.close_connection = True
             elif self.fault[:3].isdigit():

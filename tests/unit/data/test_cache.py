@@ -22,6 +22,7 @@ import pytest
 
 from raylg.data.cache import ShardCache
 from raylg.data.manifest import ShardEntry
+from raylg.data.stopping import Stopped, stop_when
 
 SIZE = 1000
 
@@ -138,6 +139,21 @@ def test_a_shard_is_coming_while_it_is_downloaded(cache: ShardCache) -> None:
     cache.get(entry_of(1), fetch)
     assert seen == [(True, False)]
     assert not cache.is_coming(entry_of(1))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EROFS])
+def test_a_file_whose_times_cannot_be_set_is_there(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Another user's, or on a disk that is read only."""
+    fill(cache, 1)
+
+    def utime(path: Path, ns: tuple[int, int]) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "utime", utime)
+    assert cache.get(entry_of(1), never) is not None
+    assert cache.is_verified(entry_of(1))
 
 
 def test_drop(cache: ShardCache) -> None:
@@ -292,6 +308,16 @@ def test_processes_keep_within_the_limit_while_reading(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in root.glob("*.h5")) <= 5 * SIZE
 
 
+def test_many_caches_in_a_folder_keep_within_the_limit(tmp_path: Path) -> None:
+    """As the processes of a machine have them: what another one writes counts at once."""
+    limit = 40 * SIZE
+    caches = [ShardCache(tmp_path, limit, 5) for _ in range(32)]
+    for number in range(200):
+        fill(caches[number % len(caches)], number)
+        assert sum(path.stat().st_size for path in tmp_path.glob("*.h5")) <= limit
+    assert len(kept(tmp_path)) == 40
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -339,6 +365,20 @@ def test_left_over_locks_are_cleaned(cache: ShardCache) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         fill(cache, 1)
         assert {path.name for path in cache.root.glob("*.lock")} == {"4567.lock"}
+
+
+def test_waiting_ends_when_the_thread_shall_stop(cache: ShardCache) -> None:
+    closed = threading.Event()
+    cache.root.mkdir()
+    with (cache.root / f"{entry_of(1).sha256}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(1, initializer=stop_when, initargs=(closed,)) as pool:
+            waiting = pool.submit(cache.get, entry_of(1), never)
+            time.sleep(0.1)
+            assert not waiting.done()
+            closed.set()
+            with pytest.raises(Stopped):
+                waiting.result(2)
 
 
 def test_waiting_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

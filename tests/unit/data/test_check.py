@@ -22,7 +22,7 @@ from raylg.data.image_export import export_images
 from raylg.data.manifest import CreatedBy, Manifest, read_manifest
 from raylg.data.shard import Shard, entry_of, read_shard, shard_bytes
 from raylg.data.storage import Storage
-from raylg.errors import RaylgError
+from raylg.errors import ConfigError, RaylgError
 from tests.unit.data.scenes import FakeExtractor, FakeSource, export_options
 
 
@@ -93,7 +93,8 @@ def test_content_that_is_not_what_the_manifest_says(folder: Path) -> None:
     rewrite(folder, first.file, lambda shard: replace(shard, pairs=shard.pairs[1:], overlap=shard.overlap[1:]))
     rewrite(folder, second.file, lambda shard: replace(shard, scene="other"))
     rewrite(folder, third.file, lambda shard: replace(shard, descriptors=shard.descriptors[:, :4].copy()))
-    assert told(check_data_set(Storage(folder))) == [
+    found = told(check_data_set(Storage(folder)))
+    assert [(what.partition("; ")[0], num_pairs) for what, num_pairs in found] == [
         (
             f"{folder / first.file}: pairs {first.num_pairs - 1}, but the manifest says {first.num_pairs}",
             first.num_pairs,
@@ -202,8 +203,8 @@ def test_unfinished_and_absent_data_sets(tmp_path: Path) -> None:
     assert report.manifest is None and report.num_pairs() == 0
     ((what, _),) = told(report)
     assert "no manifest.json yet; 2 shards with 18 pairs are written; repeat the command" in what
-    ((what, _),) = told(check_data_set(Storage(tmp_path / "nowhere")))
-    assert "does not exist" in what
+    with pytest.raises(ConfigError, match="does not exist"):
+        check_data_set(Storage(tmp_path / "nowhere"))
     (tmp_path / "half" / "manifest.json").write_text("{")
     ((what, _),) = told(check_data_set(Storage(tmp_path / "half")))
     assert "not JSON" in what

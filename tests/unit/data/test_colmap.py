@@ -111,15 +111,6 @@ def test_images_without_depth_are_in_no_pair_and_told(tmp_path: Path, caplog: py
     assert "w: 1 of 6 images have no depth map and are in no pair: 02.jpg" in caplog.text
 
 
-def test_depth_of_another_aspect(tmp_path: Path) -> None:
-    write_workspace(tmp_path / "w", depth="stereo")
-    path = tmp_path / "w/stereo/depth_maps/00.jpg.geometric.bin"
-    path.write_bytes(b"24&32&1&" + bytes(4 * 24 * 32))
-    source = ColmapSource(colmap_config(tmp_path / "w"))
-    with pytest.raises(ShardError, match=r"geometric\.bin: 24 x 32 pixels, but the image has 64 x 48"):
-        source.load(source.scenes()[0]).depth(0)
-
-
 def test_damaged_model(tmp_path: Path) -> None:
     write_workspace(tmp_path / "w")
     path = tmp_path / "w/sparse/0/images.bin"

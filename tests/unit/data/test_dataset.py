@@ -128,7 +128,7 @@ def test_more_keypoints_than_stored_are_refused(folder: Path) -> None:
 def test_photographs_are_refused(folder: Path) -> None:
     reader = open_folder(folder)
     photographs = replace(reader.manifest, extractor=None, content="images")
-    with pytest.raises(ConfigError, match=r"holds photographs.*data\.source=images"):
+    with pytest.raises(ConfigError, match=r"holds photographs.*data=shards data\.path=.*homographies"):
         PairDataset(ShardReader(reader.storage, photographs, None), "train", 20, 1)
 
 
@@ -196,15 +196,15 @@ def test_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ShardError, match=rf"{path.name}: SHA-256 is .* prepare the features again"):
+    with pytest.raises(ShardError, match=rf"{path.name}: SHA-256 is .* prepare the data again"):
         dataset.batch(np.array([[0, 0]]))
 
 
 def test_extractor_settings_without_a_limit_are_accepted(tmp_path: Path) -> None:
-    options = export_options()
-    options = replace(options, extractor=replace(options.extractor, settings={}))
-    export_features(FakeSource(), FakeExtractor, Storage(tmp_path), options)
-    assert opened(tmp_path, "val", num_keypoints=4096).num_pairs == 9
+    manifest = export_features(FakeSource(), FakeExtractor, Storage(tmp_path), export_options())
+    assert manifest.extractor is not None
+    manifest = replace(manifest, extractor=replace(manifest.extractor, settings={}))
+    assert PairDataset(ShardReader(Storage(tmp_path), manifest, None), "val", 4096, 1).num_pairs == 9
 
 
 class WatchedReader(ShardReader):

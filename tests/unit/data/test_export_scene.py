@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from raylg.data.scene import Scene, SceneRef, SceneSource
 from raylg.data.shard import read_shard
 from raylg.data.storage import Storage
 from raylg.errors import ShardError
-from tests.unit.data.scenes import DIM, FakeExtractor, FakeSource, export_options
+from tests.unit.data.scenes import DIM, FakeExtractor, FakeScene, FakeSource, export_options
 
 REF = SceneRef(name="one", split="train")
 WHOLE = Part(scene=REF)
@@ -48,12 +48,25 @@ class Changed:
     """A source with one scene, some of whose attributes are others."""
 
     changes: dict[str, object]
+    source: FakeSource = field(default_factory=FakeSource)
 
     def scenes(self) -> Sequence[SceneRef]:
         return [REF]
 
     def load(self, scene: SceneRef) -> Scene:
-        return replace(FakeSource().load(scene), **self.changes)
+        return replace(self.source.load(scene), **self.changes)
+
+
+@dataclass(frozen=True)
+class WithDepths(FakeSource):
+    """Depth of some images is another one."""
+
+    depths: tuple[tuple[int, np.ndarray | None], ...] = ()
+
+    def load(self, scene: SceneRef) -> FakeScene:
+        loaded, depth = super().load(scene), FakeScene.depth
+        object.__setattr__(loaded, "depth", lambda index: dict(self.depths).get(index, depth(loaded, index)))
+        return loaded
 
 
 def fixed_features(keypoints: list[list[float]], **changes: np.ndarray) -> Features:
@@ -72,10 +85,10 @@ def fixed_features(keypoints: list[list[float]], **changes: np.ndarray) -> Featu
         (None, False, 64, 48),
         (None, True, 64, 48),
         (32, False, 32, 24),
-        (50, False, 50, 38),  # 37.5 rounds to 38
-        (50, True, 50, 38),
+        (50, False, 50, 37),  # 37.5 is cut to 37
+        (50, True, 50, 37),
         (90, False, 64, 48),
-        (90, True, 90, 68),
+        (90, True, 90, 67),
     ],
 )
 def test_camera_depth_and_size_follow_the_resize(
@@ -151,7 +164,7 @@ def test_parts_together_give_the_same_shards(tmp_path: Path, count: int) -> None
             *notes,
         ]
     assert tuple(notes) == whole
-    assert [path.name for path in sorted((tmp_path / "parts").glob("*.h5"))] == [note.entry.file for note in whole]
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.h5")) == sorted(note.entry.file for note in whole)
     assert sum(progress.num_done for progress in told.values()) == 30
     assert {(progress.num_images, progress.num_shards) for progress in told.values()} == {(30, len(whole))}
     assert len(Part(scene=REF, count=count).shards(len(whole))) >= 1
@@ -226,7 +239,8 @@ def test_what_is_not_whole_is_made_again(tmp_path: Path, damage: str) -> None:
     source, options = FakeSource(num_views=20, reach=3), export_options(images_per_shard=7)
     expected = export(tmp_path, source, FakeExtractor(), options)
     content = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    shard, note = tmp_path / "one-001.h5", tmp_path / ".progress" / "one-001.json"
+    shard = tmp_path / expected[1].entry.file
+    note = tmp_path / ".progress" / f"{shard.stem}.json"
     if damage == "missing":
         shard.unlink()
     elif damage == "cut":
@@ -241,15 +255,85 @@ def test_what_is_not_whole_is_made_again(tmp_path: Path, damage: str) -> None:
     assert export(tmp_path, source, FakeExtractor(), options) == expected
     assert {path: path.read_bytes() for path in content} == content
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.h5")}
-    assert [path.name for path in after if after[path] != before.get(path)] == ["one-001.h5"]
+    assert [path.name for path in after if after[path] != before.get(path)] == [shard.name]
+
+
+VIEWS = FakeSource(num_views=20, reach=3).load(REF).views
+PAIRS = FakeSource(num_views=20, reach=3).load(REF).pairs
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Changed({"views": [replace(v, name=f"new {v.name}") for v in VIEWS]}, FakeSource(num_views=20, reach=3)),
+        Changed({"views": [replace(v, camera=v.camera * 2) for v in VIEWS]}, FakeSource(num_views=20, reach=3)),
+        Changed({"views": [replace(v, T_w2c=v.T_w2c.T) for v in VIEWS]}, FakeSource(num_views=20, reach=3)),
+        Changed({"overlap": np.full(len(PAIRS), 0.4, np.float32)}, FakeSource(num_views=20, reach=3)),
+        Changed({"pairs": np.where(PAIRS == 19, 1, PAIRS)}, FakeSource(num_views=20, reach=3)),
+        FakeSource(num_views=21, reach=3),
+        FakeSource(num_views=20, reach=2),
+    ],
+    ids=["names", "cameras", "poses", "overlap", "pairs", "another image", "fewer pairs"],
+)
+def test_shards_of_other_pairs_are_made_again(tmp_path: Path, changed: SceneSource) -> None:
+    """As when depth maps or images come into a scene after an interruption: two lists of pairs must not be mixed."""
+    options = export_options(images_per_shard=7)
+    export(tmp_path / "continued", FakeSource(num_views=20, reach=3), FakeExtractor(), options)
+    assert export(tmp_path / "continued", changed, FakeExtractor(), options) == export(
+        tmp_path / "whole", changed, FakeExtractor(), options
+    )
+
+
+def test_images_without_a_pair_change_nothing(tmp_path: Path) -> None:
+    source, options, log = FakeSource(num_views=20, reach=3), export_options(images_per_shard=7), tmp_path / "log"
+    notes = export(tmp_path / "out", source, FakeExtractor(), options)
+
+    class OneMore(FakeScene):
+        def image(self, index: int) -> np.ndarray:
+            return super().image(index - 1)
+
+        def depth(self, index: int) -> np.ndarray | None:
+            return super().depth(index - 1)
+
+    class WithOneMore(FakeSource):
+        def load(self, scene: SceneRef) -> FakeScene:
+            loaded = super().load(scene)
+            views = [replace(VIEWS[0], name="new.jpg"), *VIEWS]
+            return OneMore(views, loaded.pairs + 1, loaded.overlap, loaded.seed, loaded.log)
+
+    more = WithOneMore(num_views=20, reach=3, log=log)
+    assert export(tmp_path / "out", more, FakeExtractor(), options) == notes
+    assert not log.exists()
+
+
+@pytest.mark.parametrize("depth", [None, np.ones((48, 64), np.float32)])
+def test_shards_are_made_again_where_depth_has_come_or_gone(tmp_path: Path, depth: np.ndarray | None) -> None:
+    options, log = export_options(images_per_shard=7), tmp_path / "log"
+    image = 0 if depth is not None else 19
+    before = export(tmp_path / "out", WithDepths(num_views=20, reach=3), FakeExtractor(), options)
+    changed = WithDepths(num_views=20, reach=3, depths=((image, depth),), log=log)
+    after = export(tmp_path / "out", changed, FakeExtractor(), options)
+    holding = [VIEWS[image].name in read_shard(tmp_path / "out" / note.entry.file).names for note in before]
+    assert 0 < sum(holding) < len(holding)
+    assert [one != other for one, other in zip(before, after, strict=True)] == holding
+    log.unlink()
+    assert export(tmp_path / "out", changed, FakeExtractor(), options) == after
+    assert not log.exists()
 
 
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (fixed_features([[1, 1]], descriptors=np.zeros((1, 3), np.float16)), r"descriptors are \[1, 3\]"),
+        (fixed_features([[1, 1]], descriptors=np.zeros((1, 3), np.float16)), r"descriptors of shape \[1, 3\]"),
+        (fixed_features([[1, 1]], keypoint_scores=np.ones((1, 1), np.float32)), r"keypoint_scores of shape \[1, 1\]"),
+        (fixed_features([[1, 1]], scales=np.ones(2, np.float32)), r"scales of shape \[2\], expected \[1\]"),
         (fixed_features([[1, 1], [2, 2]], keypoint_scores=np.array([0, 1], np.float32)), "not sorted"),
-        (fixed_features([[np.nan, 1]]), "not finite"),
+        (fixed_features([[np.nan, 1]]), "keypoints that are not finite"),
+        (fixed_features([[1, 1]], keypoint_scores=np.array([np.nan], np.float32)), "keypoint_scores that are not fin"),
+        (fixed_features([[1, 1]], oris=np.array([np.inf], np.float32)), "oris that are not finite"),
+        (fixed_features([[1, 1], [64.5, 2]]), "keypoints outside of the 64 x 48 pixels"),
+        (fixed_features([[1, -0.01]]), "keypoints outside"),
+        (fixed_features([[1, 1]] * 21), "21 keypoints, more than max_num_keypoints = 20"),
     ],
 )
 def test_extractor_that_breaks_its_contract(tmp_path: Path, features: Features, message: str) -> None:
@@ -272,6 +356,30 @@ def test_extractor_that_breaks_its_contract(tmp_path: Path, features: Features, 
 def test_scene_that_breaks_its_contract(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         export(tmp_path, Changed(change), FakeExtractor(), export_options())
+
+
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [
+        (np.ones((48, 64, 1), np.float32), r"depth map has the shape \[48, 64, 1\], expected \[H, W\]"),
+        (np.ones(64 * 48, np.float32), r"depth map has the shape \[3072\]"),
+        (np.ones((0, 64), np.float32), r"depth map has the shape \[0, 64\]"),
+        (np.ones((64, 48), np.float32), "64 x 48 pixels, but its depth map has 48 x 64"),
+        (np.full((48, 64), np.inf, np.float32), "infinite values; give 0 where"),
+    ],
+)
+def test_depth_that_does_not_cover_its_image(tmp_path: Path, depth: np.ndarray, message: str) -> None:
+    with pytest.raises(ShardError, match=rf"image 03\.jpg: .*{message}"):
+        export(tmp_path, WithDepths(depths=((3, depth),)), FakeExtractor(), export_options())
+
+
+def test_depth_of_another_resolution(tmp_path: Path) -> None:
+    (note,) = export(
+        tmp_path, WithDepths(depths=((3, np.full((96, 128), 5.0)),)), FakeExtractor(), export_options(resize=32)
+    )
+    shard = read_shard(tmp_path / note.entry.file)
+    assert (shard.depth_keypoints[shard.offsets[3] : shard.offsets[4]] == 5).all()
+    assert shard.offsets[4] > shard.offsets[3]
 
 
 def test_file_stems_are_safe_and_differ() -> None:

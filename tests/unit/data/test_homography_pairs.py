@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ import torch
 from torch import Tensor
 
 from raylg.batch import Features, PairBatch
-from raylg.data import homography_pairs
+from raylg.data import homography_pairs, stopping
 from raylg.data.config import DataConfig, ImagesConfig
 from raylg.data.homography_pairs import HomographyPairs
 from raylg.data.image_export import export_images
-from raylg.data.manifest import CreatedBy, ExtractorInfo
+from raylg.data.manifest import CreatedBy, ExtractorInfo, ShardEntry
 from raylg.data.reader import ShardReader
 from raylg.data.scene import Split
 from raylg.data.storage import Storage
@@ -217,6 +219,8 @@ def test_what_changes_the_hash(folder: Path) -> None:
     ]
     assert len(set(hashes)) == len(hashes)
     assert pairs(folder, "val", seed=5, data=config(open_shards=3)).data_hash == hashes[0]
+    stored = replace(IMAGES, long_side=2048, val_fraction=0.1, test_fraction=0.1)  # play no part in drawing views
+    assert pairs(folder, data=config(stored)).data_hash == hashes[0]
 
 
 def test_few_shards_stay_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +233,30 @@ def test_few_shards_stay_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert [dataset.entries.index(next(e for e in dataset.entries if e.file == file)) for file in reads] == [0, 1, 2, 0]
     dataset.fetch(1)  # a local folder is near already
     assert len(reads) == 4
+
+
+def test_threads_that_decode_stop_with_the_caller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled, stop = threading.Event(), threading.Event()
+
+    def content(reader: ShardReader, entry: ShardEntry) -> np.ndarray:
+        stalled.set()
+        return stopping.result(Future[np.ndarray]())
+
+    monkeypatch.setattr(ShardReader, "content", content)
+    dataset = pairs(folder)
+    with ThreadPoolExecutor(1, initializer=stopping.stop_when, initargs=(stop,)) as thread:
+        batch = thread.submit(dataset.batch, index((0, 0), (1, 0)))
+        assert stalled.wait(5)
+        stop.set()
+        with pytest.raises(stopping.Stopped):
+            batch.result(2)
+
+
+def test_a_manifest_that_lies_about_photographs(folder: Path) -> None:
+    dataset = pairs(folder)
+    dataset.entries[0] = replace(dataset.entries[0], num_images=2, num_pairs=2)
+    with pytest.raises(ShardError, match="images 3, but the manifest says 2; pairs 3, but the manifest says 2"):
+        dataset.batch(index((0, 0)))
 
 
 def test_a_damaged_shard_is_told(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +275,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="num_keypoints = 101, but the extractor gives at most 100"):
         pairs(folder, num_keypoints=101)
     small = FakeExtractor(identity=identity | {"settings": {"max_num_keypoints": 100, "resize": 80}})
-    with pytest.raises(ConfigError, match=r"model.extractor.resize = 80, but views have 96 px"):
+    with pytest.raises(ConfigError, match=r"model\.extractor\.resize = 80: views have 96 px"):
         pairs(folder, extractor=small)
     data = config()
     reader = ShardReader.open(folder, data)

@@ -12,11 +12,13 @@ import pytest
 
 from raylg.data import image_export
 from raylg.data.config import DataConfig, ImagesConfig
+from raylg.data.export_homes import ORIGIN_NAME, ExportHome
 from raylg.data.image_export import export_images
-from raylg.data.image_shards import ImageShard, decode_photograph, read_image_shard
+from raylg.data.image_shards import ImageShard, read_image_shard
 from raylg.data.manifest import CreatedBy, Manifest, read_manifest
+from raylg.data.pixels import decode_image
 from raylg.data.storage import Storage
-from raylg.errors import ConfigError, ShardError
+from raylg.errors import ConfigError, EnvironmentUnfitError, ShardError
 
 LONG_SIDE = 100
 
@@ -78,7 +80,7 @@ def test_every_photograph_is_there_once(photos: Path, tmp_path: Path) -> None:
     assert sum(counts.num_images for counts in manifest.splits.values()) == len(found) == 12
     assert all(entry.num_pairs == entry.num_images <= 4 for entry in manifest.shards)
     assert told == [(done, 12) for done in range(1, 13)]
-    assert files(out) == {"manifest.json", *(entry.file for entry in manifest.shards)}
+    assert files(out) == {"manifest.json", ORIGIN_NAME, *(entry.file for entry in manifest.shards)}
 
 
 def test_small_jpegs_are_kept_and_others_encoded(photos: Path, tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_small_jpegs_are_kept_and_others_encoded(photos: Path, tmp_path: Path) -
         assert stored.startswith(b"\xff\xd8")
         kept = stored == (photos / name).read_bytes()
         assert kept == name.startswith("trip")
-        original = decode_photograph((photos / name).read_bytes())
+        original = decode_image((photos / name).read_bytes(), upright=True)
         assert original is not None
         pixels = shard.decode(index, "here")
         width, height = pixels.shape[1::-1]
@@ -111,7 +113,7 @@ def test_cameras_held_upright(tmp_path: Path) -> None:
     export(photos, tmp_path / "out")
     shard, index = read(tmp_path / "out")["a.jpg"]
     assert shard.image_size[index].tolist() == [60, 80]
-    upright = decode_photograph(plain)
+    upright = decode_image(plain, upright=True)
     assert upright is not None
     np.testing.assert_array_equal(shard.decode(index, "here"), np.rot90(upright, -1))
 
@@ -136,6 +138,23 @@ def test_no_split_is_empty(tmp_path: Path, fraction: float, num_val: int) -> Non
         write(tmp_path / "photos" / f"{seed}.jpg", picture(seed, 16, 16))
     manifest = export(tmp_path / "photos", tmp_path / "out", val_fraction=fraction)
     assert manifest.splits["val"].num_images == num_val and manifest.splits["train"].num_images == 3 - num_val
+
+
+def test_a_share_for_testing(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for seed in range(60):
+        write(photos / f"{seed}.jpg", picture(seed, 16, 16))
+    without = export(photos, tmp_path / "a", val_fraction=0.2)
+    before = {name: shard.split for name, (shard, _) in read(tmp_path / "a").items()}
+    manifest = export(photos, tmp_path / "b", val_fraction=0.2, test_fraction=0.3)
+    after = {name: shard.split for name, (shard, _) in read(tmp_path / "b").items()}
+    assert set(without.splits) == {"train", "val"}
+    assert {name for name in before if before[name] == "val"} == {name for name in after if after[name] == "val"}
+    assert 10 <= manifest.splits["test"].num_images <= 26
+    for path in list(photos.iterdir())[3:]:
+        path.unlink()
+    few = export(photos, tmp_path / "c", val_fraction=0.001, test_fraction=0.001)
+    assert {split: counts.num_images for split, counts in few.splits.items()} == {"train": 1, "val": 1, "test": 1}
 
 
 def test_the_same_photographs_give_the_same_bytes(photos: Path, tmp_path: Path) -> None:
@@ -176,7 +195,7 @@ def test_photographs_changed_in_between_leave_nothing_stale(photos: Path, tmp_pa
     for path in photos.rglob("*.jpg"):
         write(path, picture(99, 88, 66))
     export(photos, out)
-    assert files(out) == {"manifest.json", *(entry.file for entry in read_manifest(Storage(out)).shards)}
+    assert files(out) == {"manifest.json", ORIGIN_NAME, *(entry.file for entry in read_manifest(Storage(out)).shards)}
     assert len(read(out)) == 12
     shard, index = read(out)["trip 0/0.jpg"]
     assert shard.image_size[index].tolist() == [88, 66]
@@ -187,8 +206,37 @@ def test_a_finished_export_is_left_alone(photos: Path, tmp_path: Path) -> None:
     first, times = export(photos, out), {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert export(photos, out) == first
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
-    with pytest.raises(ConfigError, match=r"already holds 'photos' \(made by `prepare`\)"):
+    with pytest.raises(ConfigError, match=r"already holds 'photos' \(photographs, made by `prepare`\)"):
         export_images(config(photos), Storage(out), created_by("other"))
+
+
+def test_what_other_options_left_unfinished_is_kept_and_told(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_images(config(photos), Storage(out), created_by(), interrupt)
+    before = files(out)
+    with pytest.raises(ConfigError, match="unfinished data set of another source or other options"):
+        export_images(config(photos, long_side=80), Storage(out), created_by("other"))
+    assert files(out) == before
+    export(photos, out)
+
+
+def test_of_two_commands_at_the_same_place_the_later_one_goes_on(photos: Path, tmp_path: Path) -> None:
+    out = Storage(tmp_path / "out")
+
+    def begin_another(done: int, total: int) -> None:
+        if done == 6:
+            ExportHome(out, "f")
+
+    with pytest.raises(EnvironmentUnfitError, match="another command has begun"):
+        export_images(config(photos), out, created_by(), begin_another)
+    assert not out.exists("manifest.json")
+    assert export(photos, tmp_path / "out").shards == export(photos, tmp_path / "whole").shards
 
 
 def test_all_damaged_photographs_are_named(photos: Path, tmp_path: Path) -> None:

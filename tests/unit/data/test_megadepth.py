@@ -163,15 +163,6 @@ def test_images_of_another_shape(tmp_path: Path) -> None:
         source.load(source.scenes()[0])
 
 
-def test_depth_of_another_shape(tmp_path: Path) -> None:
-    write_d2net(tmp_path, "0001")
-    with h5py.File(tmp_path / "depth_undistorted/0001/0.h5", "w") as file:
-        file["depth"] = np.ones((64, 48), np.float32)
-    source = MegaDepthSource(config(tmp_path))
-    with pytest.raises(ShardError, match=r"0\.h5: 48 x 64 pixels, but the image has 64 x 48"):
-        source.load(source.scenes()[0]).depth(0)
-
-
 def test_images_without_depth_are_in_no_pair_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_d2net(tmp_path, "0001")
     (tmp_path / "depth_undistorted/0001/1.h5").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import threading
@@ -15,13 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raylg.data import stopping
 from raylg.data.cache import ShardCache
 from raylg.data.config import DataConfig, StorageConfig
+from raylg.data.image_shards import image_shard_bytes
 from raylg.data.manifest import Manifest, ShardEntry, write_manifest
 from raylg.data.reader import DOWNLOADS, ShardReader
 from raylg.data.shard import entry_of, shard_bytes
+from raylg.data.stopping import Stopped
 from raylg.data.storage import Storage
 from raylg.errors import EnvironmentUnfitError, ShardError
+from tests.unit.data.test_image_shards import shard as make_image_shard
 from tests.unit.data.test_manifest import make_manifest
 from tests.unit.data.test_shard import make_shard
 
@@ -46,7 +51,10 @@ def data_set() -> tuple[Manifest, dict[str, bytes]]:
     shards = [replace(make_shard(), scene=f"scene {k}") for k in range(4)]
     files = {f"{k}.h5": shard_bytes(shard) for k, shard in enumerate(shards)}
     entries = [entry_of(f"{k}.h5", shard, files[f"{k}.h5"]) for k, shard in enumerate(shards)]
-    return replace(make_manifest(), shards=tuple(entries)), files
+    manifest = make_manifest()
+    assert manifest.extractor is not None
+    extractor = replace(manifest.extractor, descriptor_dim=shards[0].descriptors.shape[1])
+    return replace(manifest, extractor=extractor, shards=tuple(entries)), files
 
 
 @pytest.fixture
@@ -168,27 +176,67 @@ def test_threads_that_want_the_same_shard_share_a_download(
     assert bucket.log == ["0.h5"]
 
 
+@pytest.mark.parametrize("error", [EnvironmentUnfitError("no"), OSError("no"), MemoryError("no")])
 def test_threads_that_want_the_same_shard_share_its_failure(
-    uncached: ShardReader, bucket: Bucket, entries: tuple[ShardEntry, ...]
+    uncached: ShardReader, bucket: Bucket, entries: tuple[ShardEntry, ...], error: Exception
 ) -> None:
     gate = threading.Barrier(3)
 
     def refuse(name: str) -> None:
         time.sleep(0.2)
-        raise EnvironmentUnfitError("no")
+        raise error
 
     def read(entry: ShardEntry) -> str:
         gate.wait(5)
         try:
             return uncached.read(entry).scene
-        except EnvironmentUnfitError as error:
-            return str(error)
+        except type(error) as seen:
+            return str(seen)
 
     bucket.before = refuse
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(read, [entries[0]] * 3)) == ["no"] * 3
     bucket.before = lambda name: None
     assert uncached.read(entries[0]).scene == "scene 0"  # the failure is not kept
+
+
+def test_a_thread_that_shall_stop_waits_for_no_other_and_fails_no_other(
+    uncached: ShardReader, bucket: Bucket, entries: tuple[ShardEntry, ...]
+) -> None:
+    """Of three threads that want a shard, the one that downloads it is told to stop, and one that waits is, too."""
+    stops = [threading.Event() for _ in range(3)]
+    stalled = threading.Event()
+
+    def stall(name: str) -> None:
+        if len(bucket.log) == 1:
+            stalled.set()
+            while True:  # as requests of a bucket do
+                stopping.check()
+                time.sleep(0.01)
+
+    def read(stop: threading.Event) -> str:
+        stopping.stop_when(stop)
+        return uncached.read(entries[0]).scene
+
+    bucket.before = stall
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            first = pool.submit(read, stops[0])
+            assert stalled.wait(5)
+            second, third = pool.submit(read, stops[1]), pool.submit(read, stops[2])
+            time.sleep(0.2)
+            stops[1].set()
+            with pytest.raises(Stopped):
+                second.result(2)
+            assert not first.done() and not third.done()
+            stops[0].set()
+            with pytest.raises(Stopped):
+                first.result(2)
+            assert third.result(2) == "scene 0"
+        finally:
+            for stop in stops:
+                stop.set()
+    assert bucket.log == ["0.h5", "0.h5"]
 
 
 @pytest.mark.parametrize("which", ["cached", "uncached"])
@@ -348,6 +396,58 @@ def test_a_full_disk_means_memory(
     assert bucket.log == ["0.h5", "1.h5", "2.h5", "3.h5"]  # what was fetched is not downloaded again
     assert len(caplog.records) == 1
     assert "the disk is full" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_images": 2, "num_pairs": 5}, "images 3, but the manifest says 2; pairs 2, but the manifest says 5"),
+        ({"scene": "other"}, "scene 'scene 1', but the manifest says 'other'"),
+        ({"split": "train"}, "split 'val', but the manifest says 'train'"),
+    ],
+)
+def test_a_shard_that_is_not_what_the_manifest_says(
+    local: ShardReader, entries: tuple[ShardEntry, ...], change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ShardError, match=rf"1\.h5: {message}; the manifest was changed after it was written: prepare"):
+        local.read(replace(entries[1], **change))
+
+
+def test_descriptors_of_another_size_than_the_manifest_says(local: ShardReader) -> None:
+    assert local.manifest.extractor is not None
+    local.manifest = replace(local.manifest, extractor=replace(local.manifest.extractor, descriptor_dim=9))
+    with pytest.raises(ShardError, match="size of descriptors 8, but the manifest says 9"):
+        local.read(local.manifest.shards[0])
+
+
+def test_photographs_that_are_not_what_the_manifest_says(tmp_path: Path) -> None:
+    shard = make_image_shard()
+    data = image_shard_bytes(shard)
+    Storage(tmp_path).write("0.h5", data)
+    entry = ShardEntry(
+        file="0.h5",
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_images=3,
+        num_pairs=3,
+        scene=shard.scene,
+        split=shard.split,
+    )
+    reader = ShardReader(
+        Storage(tmp_path), replace(make_manifest(), extractor=None, content="images", shards=(entry,)), None
+    )
+    assert reader.read_images(entry).names == shard.names
+    with pytest.raises(ShardError, match=r"0\.h5: images 3, but the manifest says 4; pairs 3, but .* says 4;"):
+        reader.read_images(replace(entry, num_images=4, num_pairs=4))
+
+
+def test_a_missing_shard_of_a_bucket(uncached: ShardReader, bucket: Bucket, entries: tuple[ShardEntry, ...]) -> None:
+    def missing(name: str) -> None:
+        raise ShardError(f"s3://bucket/set/{name}: no such file; copy it there again")
+
+    bucket.before = missing
+    with pytest.raises(ShardError, match=r"set/0\.h5: no such file; copy it there again, or prepare the data again"):
+        uncached.read(entries[0])
 
 
 def test_a_missing_shard(data_set: tuple[Manifest, dict[str, bytes]], tmp_path: Path) -> None:

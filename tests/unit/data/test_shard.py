@@ -125,7 +125,7 @@ def test_truncated_file(tmp_path: Path, keep: float) -> None:
     entry = write_shard(path, make_shard())
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
-    with pytest.raises(ShardError, match=r"a\.h5.*prepare the features again"):
+    with pytest.raises(ShardError, match=r"a\.h5.*prepare the data again"):
         read_shard(path)
     with pytest.raises(ShardError, match=rf"a\.h5.*manifest says {len(data)}"):
         verify_shard(path, entry)

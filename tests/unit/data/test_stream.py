@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -15,12 +19,15 @@ import pytest
 import torch
 
 from raylg.batch import PairBatch, View
-from raylg.data import stream
+from raylg.data import stopping, stream
 from raylg.data.config import DataConfig, StorageConfig
 from raylg.data.manifest import CreatedBy, Manifest
+from raylg.data.order import EndlessOrder, batch_indices
 from raylg.data.stream import PairData, evaluation_indices, first_uses, stream_batches
 from raylg.errors import EnvironmentUnfitError, ShardError
 from raylg.geometry.camera import Camera, Pose
+from tests.system.small_shards import write_data_set
+from tests.unit.data.fake_s3 import fake_s3
 
 
 @dataclass
@@ -277,7 +284,7 @@ def test_closing_ends_all_threads_while_they_fetch() -> None:
     assert own_threads() == []
 
 
-def test_closing_does_not_wait_for_a_storage_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "CLOSING_S", 0.1)
     dataset, go_on = Indices((4,) * 50, open_shards=8), threading.Event()
     first = {int(name[0]) for name in names(1, Indices((4,) * 50, open_shards=8))}
@@ -290,6 +297,73 @@ def test_closing_does_not_wait_for_a_storage_that_hangs(monkeypatch: pytest.Monk
     assert own_threads() != []
     go_on.set()
     assert within(5, lambda: own_threads() == [])
+
+
+def test_closing_ends_waits_at_once() -> None:
+    """For storage, and for other processes that hold a lock: neither is waited for, nor left behind."""
+    dataset = Indices((4,) * 50, open_shards=8)
+    first = {int(name[0]) for name in names(1, Indices((4,) * 50, open_shards=8))}
+
+    def wait_for_ever(shard: int) -> None:
+        while shard not in first:
+            stopping.check()
+            time.sleep(0.01)
+
+    dataset.on_fetch = wait_for_ever
+    batches = stream_batches(dataset, config(), 0, 0, 1, start_pairs=0)
+    next(batches)
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 1
+    assert own_threads() == []
+    stopping.check()  # this thread goes on
+    assert len(names(1, Indices())) == 4  # and so does another stream
+
+
+CLOSED = """
+import sys
+from raylg.data.config import DataConfig, StorageConfig
+from raylg.data.dataset import PairDataset
+from raylg.data.reader import ShardReader
+from raylg.data.stream import stream_batches
+storage = StorageConfig(cache_gb=float(sys.argv[3]))
+config = DataConfig(source="shards", path=("x",), cache_dir=sys.argv[2], batch_size=1, open_shards=2, storage=storage)
+dataset = PairDataset(ShardReader.open(sys.argv[1], config), "train", 20, config.open_shards)
+batches = stream_batches(dataset, config, 0, 0, 1, start_pairs=0)
+next(batches)
+print("read", flush=True)
+sys.stdin.readline()
+batches.close()
+"""
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_a_process_ends_though_its_storage_does_not_answer(tmp_path: Path, cache_gb: int) -> None:
+    """The deadline is 300 s."""
+    sizes = (10,) * 5
+    order = EndlessOrder(seed=0, shard_sizes=sizes, open_shards=2)
+    first = next(batch_indices(order, start_pairs=0, batch_size=1, rank=0, world_size=1))[0, 0]
+    write_data_set(tmp_path / "set", len(sizes))
+    credentials = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    with fake_s3() as fake:
+        fake.files.update({f"set/{path.name}": path.read_bytes() for path in (tmp_path / "set").iterdir()})
+        fake.silent = {key for key in fake.files if "shard-" in key and f"shard-{first}." not in key}
+        with subprocess.Popen(
+            [sys.executable, "-c", CLOSED, "s3://bucket/set", str(tmp_path / "cache"), str(cache_gb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | credentials | {"AWS_ENDPOINT_URL": fake.url},
+        ) as process:
+            try:
+                assert process.stdout is not None and process.stdout.readline() == b"read\n"
+                assert within(10, lambda: any(key in request for key in fake.silent for request in fake.log))
+                start = time.monotonic()
+                _, told = process.communicate(b"\n", timeout=15)
+            finally:
+                process.kill()
+        assert (process.returncode, told) == (0, b"")
+        assert time.monotonic() - start < 5
 
 
 def test_many_streams_leave_no_thread() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from raylg.batch import Matches, PairBatch, View
 from raylg.errors import ConfigError
-from raylg.evaluation import benchmarks as module
+from raylg.evaluation import matched_pairs
 from raylg.evaluation.benchmarks import check_pixels, protocol_hash, score_pairs
 from raylg.evaluation.config import EvaluationConfig
 from raylg.evaluation.pair_scores import PairScores, concatenate
@@ -40,6 +40,9 @@ class FakeDataset:
     """Pairs of exact correspondences: keypoint k of view 0 is keypoint k of view 1; one column of padding."""
 
     num = 40
+
+    def fetch(self, shard: int) -> None:
+        """Nothing is ever far."""
 
     def batch(self, indices: np.ndarray) -> PairBatch:
         """Pairs at (shard, pair)."""
@@ -93,6 +96,9 @@ class Resized:
 
     def __init__(self, dataset: FakeDataset) -> None:
         self.dataset = dataset
+
+    def fetch(self, shard: int) -> None:
+        """Nothing is ever far."""
 
     def batch(self, indices: np.ndarray) -> PairBatch:
         """Pairs at (shard, pair)."""
@@ -298,7 +304,7 @@ def test_an_error_of_the_estimator_stops_scoring(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "estimate_relative_pose", broken)
+    monkeypatch.setattr(matched_pairs, "estimate_relative_pose", broken)
     with pytest.raises(ZeroDivisionError):
         score(Identity(40))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pose")]
@@ -307,7 +313,7 @@ def test_an_error_of_the_estimator_stops_scoring(monkeypatch: pytest.MonkeyPatch
 def test_poses_are_estimated_while_later_batches_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first estimate waits for the second batch: without overlap it would wait in vain."""
     second_batch = threading.Event()
-    real = module.estimate_relative_pose
+    real = matched_pairs.estimate_relative_pose
 
     def wait(*arguments: object) -> object:
         assert second_batch.wait(timeout=20), "matching waits for the estimator"
@@ -322,7 +328,7 @@ def test_poses_are_estimated_while_later_batches_are_matched(monkeypatch: pytest
                 second_batch.set()
             return super().match(view0, view1)
 
-    monkeypatch.setattr(module, "estimate_relative_pose", wait)
+    monkeypatch.setattr(matched_pairs, "estimate_relative_pose", wait)
     assert len(score(Watched(40))) == 8
 
 

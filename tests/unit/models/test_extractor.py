@@ -17,7 +17,8 @@ from raylg.batch import Features
 from raylg.errors import EnvironmentUnfitError
 from raylg.models import extractor as module
 from raylg.models.config import ExtractorConfig
-from raylg.models.extractor import extractor_identity, make_batch_extractor, make_extractor
+from raylg.models.extractor import make_batch_extractor, make_extractor
+from raylg.models.identity import extractor_identity
 from raylg.models.superpoint import OpenNetwork
 
 SIFT = ExtractorConfig(max_num_keypoints=60)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from raylg.batch import LayerPrediction, View
 from raylg.geometry.camera import Camera
+from raylg.models import lightglue as module
 from raylg.models.adaptive import PRUNING_MIN_KEYPOINTS
 from raylg.models.attention import attention, key_mask
 from raylg.models.config import LightGlueConfig
@@ -300,11 +301,28 @@ def test_identity_start_learns_everywhere() -> None:
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_forward_and_match_are_the_two_of_them(adaptive: bool) -> None:
+@pytest.mark.parametrize("num0", [0, 12])
+def test_predict_and_match_are_the_two_of_them(adaptive: bool, num0: int) -> None:
     model = build(replace(SMALL, depth_confidence=0.5 if adaptive else -1.0)).eval()
-    view0, view1 = random_view(2, 12, real=[12, 7]), random_view(2, 9, seed=1)
-    layers, matches = model.forward_and_match(view0, view1)
+    view0, view1 = random_view(2, num0, real=[num0, min(num0, 7)]), random_view(2, 9, seed=1)
+    last, matches = model.predict_and_match(view0, view1)
     expected = model.match(view0, view1)
-    assert torch.equal(matches.matches0, expected.matches0) and torch.equal(matches.matches1, expected.matches1)
-    assert torch.equal(matches.num_layers_used, expected.num_layers_used)
-    torch.testing.assert_close(layers[-1].projected0, model(view0, view1)[-1].projected0)
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(matches, name), value), name
+    for name, value in vars(model(view0, view1)[-1]).items():
+        predicted = getattr(last, name)
+        assert predicted is value is None or torch.equal(predicted, value), name
+
+
+@pytest.mark.parametrize("size", [1, 12 * 9 * 2, 10**9])
+def test_matches_do_not_depend_on_how_many_assignments_are_formed_at_a_time(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build().eval()
+    view0, view1 = random_view(5, 12, real=[12, 7, 0, 12, 3]), random_view(5, 9, seed=1, real=[9, 9, 9, 0, 4])
+    monkeypatch.setattr(module, "ASSIGNMENT_SIZE", size)
+    matches = model.match(view0, view1)
+    expected = filter_matches(log_assignment(model(view0, view1)[-1], view0.mask, view1.mask), 0.0)
+    found = (matches.matches0, matches.matches1, matches.matching_scores0, matches.matching_scores1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert model.match(view0[:0], view1[:0]).matches0.shape == (0, 12)

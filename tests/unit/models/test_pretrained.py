@@ -16,7 +16,8 @@ import torch
 from raylg.errors import CheckpointError, ConfigError, EnvironmentUnfitError
 from raylg.models import published
 from raylg.models.config import ExtractorConfig, LightGlueConfig
-from raylg.models.extractor import extractor_identity, make_extractor
+from raylg.models.extractor import make_extractor
+from raylg.models.identity import extractor_identity
 from raylg.models.lightglue import LightGlue
 from raylg.models.pretrained import export_lightglue, load_lightglue_weights, load_superpoint, read_state_dict
 from raylg.models.published import SUPERPOINT_WEIGHTS, git_blob_id, resolve_superpoint

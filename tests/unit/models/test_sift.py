@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from raylg.models.config import ExtractorConfig
-from raylg.models.extractor import extractor_identity, make_extractor
+from raylg.models.extractor import make_extractor
+from raylg.models.identity import extractor_identity
 from raylg.models.sift import Sift, hessian_strength
 
 

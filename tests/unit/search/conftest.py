@@ -31,7 +31,8 @@ def make_setup(tmp_path: Path) -> Callable[..., StudySetup]:
         space: dict[str, Any] | None = None,
         hashes: dict[str, str] | None = None,
     ) -> StudySetup:
-        options = {"name": "s", "dir": str(tmp_path), "num_trials": 5, "scheduler": {"grace_pairs": 10}}
+        options = {"name": "s", "dir": str(tmp_path), "num_trials": 5, "objective": "val/auc@5"}
+        options["scheduler"] = {"grace_pairs": 10}
         return StudySetup(
             study=build(StudyConfig, {**options, **(study or {})}),
             space=SearchSpace.parse({**SPACE, **(space or {})}, "search_spaces/test.yaml"),

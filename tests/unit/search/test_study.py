@@ -65,6 +65,7 @@ def test_killed_while_the_study_was_made(make_setup: Make) -> None:
         ({"space": {"baseline": {"optim.lr": 1e-2, "data.batch_size": 16}}}, "space: baseline.optim.lr was 0.001"),
         ({"hashes": {"data": "e", "protocol": "p"}}, "hash of data was 'd', now 'e'"),
         ({"hashes": {"data": "d"}}, "hash of protocol was 'p', now not set"),
+        ({"hashes": {"data": "d", "protocol": "p", "start": "s"}}, "hash of start was not set, now 's'"),
     ],
 )
 def test_refuses_to_mix_what_cannot_be_compared(make_setup: Make, change: dict[str, object], shown: str) -> None:

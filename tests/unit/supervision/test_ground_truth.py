@@ -172,7 +172,7 @@ def collate(pairs: list[PairBatch], num0: int, num1: int) -> PairBatch:
 def test_padded_batch_equals_the_double_loop(
     monkeypatch: pytest.MonkeyPatch, chunk_rows: int, th_epipolar: float | None
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk_rows * 3 * 57)
     config = replace(CONFIG, th_epipolar=th_epipolar)
     sizes = [(60, 50), (31, 55), (1, 12)]
     pairs = [make_pair(seed, *size) for seed, size in enumerate(sizes)]
@@ -242,6 +242,7 @@ def test_behind_the_camera_is_unmatched() -> None:
     T_0to1 = Pose(torch.eye(3)[None], torch.tensor([[0.0, 0.0, -2.0]]))
     pair = PairBatch(view0=view, view1=view, T_0to1=T_0to1, overlap=torch.zeros(1), names=(("s", "0", "1"),))
     assert ground_truth_matches(pair, CONFIG).gt_matches0.item() == UNMATCHED
+    assert ground_truth_matches(collate([pair], 2, 3), CONFIG).gt_matches0.tolist() == [[UNMATCHED, IGNORE]]
 
 
 def test_autocast_changes_no_label() -> None:

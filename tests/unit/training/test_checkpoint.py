@@ -4,12 +4,22 @@ import json
 import pytest
 import torch
 
-from raylg.errors import CheckpointError, ConfigError
+from raylg.errors import CheckpointError
 from raylg.schema import override
-from raylg.training import checkpoint
+from raylg.training import checkpoint, run_directory
+from raylg.training.checkpoint_writer import CheckpointWriter
 from raylg.training.config import RunConfig
+from raylg.training.run_directory import Best
 
 TINY = {"model.matcher.descriptor_dim": 16, "model.matcher.num_layers": 2, "model.matcher.num_heads": 2}
+
+
+def save(workdir, state, matcher, config, metrics=None):
+    writer = CheckpointWriter(workdir, config)
+    writer.begin(state, matcher)
+    path = writer.finish({"pairs_seen": state["pairs_seen"], **(metrics or {})}, Best(score=0.5, name="pairs-x"))
+    writer.close()
+    return path
 
 
 @pytest.fixture
@@ -21,8 +31,8 @@ def config():
 def saved(tmp_path, config):
     """A checkpoint after 64 pairs, with NaN among its metrics."""
     matcher = checkpoint.build_matcher(config)
-    state = {"pairs_seen": 64, "metrics": {"pairs_seen": 64.0, "train/loss": float("nan")}, "x": torch.arange(3)}
-    return checkpoint.save(tmp_path / "run", state, matcher, config), matcher
+    state = {"pairs_seen": 64, "x": torch.arange(3)}
+    return save(tmp_path / "run", state, matcher, config, {"train/loss": float("nan")}), matcher
 
 
 def test_input_of_the_matcher_follows_from_the_extractor(config):
@@ -43,6 +53,7 @@ def test_state_comes_back(saved, config):
     assert torch.equal(state["x"], torch.arange(3))
     assert checkpoint.load_config(path) == config
     assert str(checkpoint.load_metrics(path)["train/loss"]) == "nan"
+    assert run_directory.read_best(path) == Best(score=0.5, name="pairs-x")
 
 
 @pytest.mark.parametrize(
@@ -64,11 +75,6 @@ def test_run_starts_from_the_weights_of_another(saved, config):
         assert torch.equal(started.input_proj.weight, matcher.input_proj.weight)
 
 
-def test_weights_may_have_one_origin_only(config):
-    with pytest.raises(ConfigError, match="both"):
-        checkpoint.build_matcher(override(config, {"train.init_from": "a", "model.matcher.weights": "b"}))
-
-
 def test_weights_of_another_architecture_are_refused(saved, config):
     path, _ = saved
     with pytest.raises(CheckpointError):
@@ -78,7 +84,7 @@ def test_weights_of_another_architecture_are_refused(saved, config):
 def test_trained_matcher_needs_none_of_the_weights_it_started_from(tmp_path, config):
     matcher = checkpoint.build_matcher(config)
     started = override(config, {"model.matcher.weights": "/gone.pth"})
-    path = checkpoint.save(tmp_path, {"pairs_seen": 1, "metrics": {}}, matcher, started)
+    path = save(tmp_path, {"pairs_seen": 1}, matcher, started)
     assert checkpoint.load_matcher(path)[1] == started
 
 
@@ -99,6 +105,8 @@ def test_what_decides_the_result_must_be_the_same(saved, config):
         {"evaluation.batch_size": 2, "evaluation.num_threads": 1},
         {"train.micro_batch_size": 4, "train.checkpointed": True},
         {"data.cache_dir": "/elsewhere", "data.prefetch_batches": 5},
+        {"evaluation.benchmarks": ["megadepth1500"], "benchmarks.megadepth1500.path": "/b"},
+        {"benchmarks.megadepth1500.resize": 640, "benchmarks.megadepth1500.max_pairs": 10},
     ],
 )
 def test_what_does_not_decide_the_result_may_change(saved, config, changes):
@@ -107,9 +115,9 @@ def test_what_does_not_decide_the_result_may_change(saved, config, changes):
 
 def test_budget_may_change_where_the_schedule_so_far_is_the_same(tmp_path, config):
     matcher = checkpoint.build_matcher(config)
-    state = {"pairs_seen": 600, "metrics": {}}
+    state = {"pairs_seen": 600}
     flat = override(config, {"optim.decay": "linear", "optim.decay_start": 0.6, "train.num_pairs": 1000})
-    path = checkpoint.save(tmp_path, state, matcher, flat)
+    path = save(tmp_path, state, matcher, flat)
     assert checkpoint.load(path, override(flat, {"train.num_pairs": 5000}))["pairs_seen"] == 600
     with pytest.raises(CheckpointError, match="num_pairs was 1000, now 900"):
         checkpoint.load(path, override(flat, {"train.num_pairs": 900}))
@@ -137,27 +145,17 @@ def test_nothing_there_is_said(tmp_path, call):
         call(tmp_path)
 
 
-def test_half_written_checkpoint_is_no_checkpoint_and_is_cleared_away(saved, config):
-    path, matcher = saved
-    workdir = path.parents[1]
-    half = path.parent / ".pairs-000000000128.partial"
-    half.mkdir()
-    (half / "state.pt").write_bytes(b"cut")
-    assert checkpoint.latest(workdir) == path
-    later = checkpoint.save(workdir, {"pairs_seen": 128, "metrics": {}}, matcher, config)
-    assert checkpoint.latest(workdir) == later
-    half.mkdir()
-    checkpoint.prune(workdir, keep=[later.name])
-    assert [p.name for p in path.parent.iterdir()] == [later.name]
-
-
-def test_no_run_has_no_checkpoint(tmp_path):
-    assert checkpoint.latest(tmp_path) is None
+def test_weights_alone_do_not_continue_a_run(saved, config):
+    path, _ = saved
+    (path / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint that continues a run \(state.pt is missing\)"):
+        checkpoint.load(path, config)
+    checkpoint.load_matcher(path)
 
 
 def test_same_point_is_written_again(saved, config):
     path, matcher = saved
-    assert checkpoint.save(path.parents[1], {"pairs_seen": 64, "metrics": {}, "x": 2}, matcher, config) == path
+    assert save(path.parents[1], {"pairs_seen": 64, "x": 2}, matcher, config) == path
     assert checkpoint.load(path, config)["x"] == 2
 
 

@@ -1,29 +1,23 @@
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from raylg.data.scene import PosedView, SceneRef
-from raylg.data.shard import read_shard
-from raylg.data.storage import Storage
 from raylg.errors import ConfigError, EnvironmentUnfitError, ShardError
-from raylg.models.config import ExtractorConfig
 from raylg.schema import override
 from raylg.training import features
 from raylg.training.config import RunConfig
 from raylg.training.features import (
-    ShardJob,
     check_inputs,
     ensure_features,
-    ensure_shards,
     features_location,
     has_split,
     open_split,
 )
+from tests.unit.training.one_scene import OneScene
 
 
 def test_shards_are_where_the_user_says():
@@ -64,29 +58,6 @@ def test_missing_shards_are_an_error_of_the_data_or_before_anything_started_of_t
         check_inputs(config)
 
 
-class OneScene:
-    """A source, and its only scene: two views of noise."""
-
-    views = tuple(
-        PosedView(name=name, image_size=(128, 96), camera=np.array([100.0, 100, 64, 48]), T_w2c=np.eye(4))
-        for name in ("a", "b")
-    )
-    pairs = np.array([[0, 1]], np.int32)
-    overlap = np.array([0.5], np.float32)
-
-    def scenes(self):
-        return [SceneRef(name="noise", split="train")]
-
-    def load(self, scene):
-        return self
-
-    def image(self, index):
-        return np.random.default_rng(index).integers(0, 255, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-
-    def depth(self, index):
-        return None
-
-
 def test_features_are_extracted_once(tmp_path, monkeypatch):
     config = override(RunConfig(), {"data.cache_dir": str(tmp_path), "model.extractor.max_num_keypoints": 512})
     made = []
@@ -98,8 +69,9 @@ def test_features_are_extracted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "make_source", make_source)
     progress = []
     manifest = ensure_features(config, lambda done, total: progress.append((done, total)))
-    assert manifest == ensure_features(config)
-    assert len(made) == 1
+    num_told = len(progress)
+    assert manifest == ensure_features(config, lambda done, total: progress.append((done, total)))
+    assert len(made) == 2 and len(progress) == num_told  # the second time for its list of scenes
     assert progress[-1] == (2, 2)
     assert (manifest.extractor.name, manifest.extractor.descriptor_dim) == ("sift", 128)
     assert manifest.created_by.config["data"]["cache_dir"] == str(tmp_path)
@@ -107,30 +79,6 @@ def test_features_are_extracted_once(tmp_path, monkeypatch):
     assert not has_split(config, "test")
     elsewhere = ensure_features(config, out=str(tmp_path / "elsewhere"))
     assert [entry.sha256 for entry in elsewhere.shards] == [entry.sha256 for entry in manifest.shards]
-
-
-def test_shards_of_a_benchmark(tmp_path):
-    made = []
-
-    def make_source():
-        made.append(OneScene())
-        return made[-1]
-
-    job = ShardJob(
-        make_source=make_source,
-        extractor=ExtractorConfig(max_num_keypoints=64, resize=200),
-        identity={"benchmark": "noise"},
-        config={"some": "configuration"},
-        enlarge=True,
-    )
-    out = Storage(tmp_path / "noise")
-    manifest = ensure_shards(job, out)
-    assert ensure_shards(job, out) == manifest and len(made) == 1
-    assert manifest.created_by.config == {"some": "configuration"}
-    shard = read_shard(tmp_path / "noise" / manifest.shards[0].file)
-    assert shard.image_size.tolist() == [[200, 150]] * 2
-    assert shard.original_size.tolist() == [[128, 96]] * 2
-    assert replace(job, enlarge=False).decisive != job.decisive != replace(job, images_per_shard=8).decisive
 
 
 class TestCheckInputs:
@@ -144,7 +92,7 @@ class TestCheckInputs:
         check_inputs(config, out)
         ensure_features(config, out=out)
         check_inputs(config, out)
-        with pytest.raises(ConfigError, match=r"out = .*holds 'out' already.*give another folder"):
+        with pytest.raises(ConfigError, match=r"out = .* already holds 'out' .*give another folder"):
             check_inputs(override(config, {"data.max_overlap": 0.8}), out)
 
     def test_out_that_cannot_be_written(self, tmp_path):

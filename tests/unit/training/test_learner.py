@@ -1,16 +1,24 @@
 import copy
+import dataclasses
 import math
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._inductor.exc import InductorError
 
 from raylg.batch import PairBatch, View
-from raylg.errors import TrainingDiverged
+from raylg.errors import EnvironmentUnfitError, OutOfMemory, TrainingDiverged
 from raylg.geometry.camera import Camera, Pose
+from raylg.models.lightglue import LightGlue
+from raylg.models.pretrained import export_lightglue
 from raylg.schema import override
+from raylg.training import learner as learners
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.learner import Learner
+from raylg.training.memory import HostMemory
 
 BATCH_SIZE = 5
 TINY = {
@@ -130,6 +138,189 @@ def test_gradients_that_are_not_finite_are_skipped_although_the_loss_is():
     learner.model.input_proj.weight.register_hook(lambda grad: grad * math.inf)
     result = learner.step(make_batch(), 0)
     assert result.skipped
+
+
+def test_steps_that_are_not_finite_are_told_apart():
+    learner = Learner(make_config(), World())
+    learner.step(poisoned(make_batch()), 0)
+    hook = learner.model.input_proj.weight.register_hook(lambda grad: grad * math.inf)
+    learner.step(make_batch(), 5)
+    hook.remove()
+    learner.step(make_batch(), 10)
+    metrics = learner.metrics()
+    assert metrics["nonfinite_losses"] == metrics["nonfinite_gradients"] == 1
+    assert metrics["skipped_steps"] == learner.skipped_steps == 2
+    assert metrics["loss_spikes"] == metrics["float16_overflows"] == 0
+
+
+def test_loss_scale_that_is_too_large_is_an_overflow():
+    learner = Learner(make_config(train__precision="float16"), World())
+    learner._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    assert learner.step(make_batch(), 0).skipped
+    assert learner.metrics()["float16_overflows"] == 1
+    assert learner.metrics()["nonfinite_gradients"] == 0
+
+
+def small_memory(monkeypatch, largest):
+    """Let the matcher run out of memory with more than `largest` pairs; returns the sizes that were tried."""
+    forward, tried = LightGlue.forward, []
+
+    def limited(self, view0, view1):
+        tried.append(len(view0.keypoints))
+        if tried[-1] > largest:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, view0, view1)
+
+    monkeypatch.setattr(LightGlue, "forward", limited)
+    return tried
+
+
+@pytest.mark.parametrize(("given", "attempts"), [(None, [5, 3]), (64, [5, 3]), (4, [3]), (2, [])])
+def test_step_is_repeated_with_half_where_memory_runs_out(monkeypatch, given, attempts):
+    batches = [make_batch(seed=seed) for seed in (0, 1)]
+    expected, _ = weights_after(make_config(train__micro_batch_size=2), batches)
+    tried = small_memory(monkeypatch, largest=2)
+    learner = Learner(make_config(train__micro_batch_size=given), World())
+    results = [learner.step(batch, i * BATCH_SIZE) for i, batch in enumerate(batches)]
+    assert tried == [*attempts, 2, 2, 1, 2, 2, 1]
+    assert learner.metrics()["micro_batch_size"] == 2
+    assert learner.skipped_steps == 0 and not any(result.skipped for result in results)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in learner.model.parameters()]), expected)
+
+
+def test_memory_that_runs_out_late_leaves_nothing_of_the_first_attempt(monkeypatch):
+    expected, _ = weights_after(make_config(train__micro_batch_size=2), [make_batch()])
+    learner = Learner(make_config(train__micro_batch_size=3), World())
+    terms, calls = learner._terms, []
+
+    def fail_at_the_second(batch):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return terms(batch)
+
+    monkeypatch.setattr(learner, "_terms", fail_at_the_second)
+    learner.step(make_batch(), 0)
+    assert calls == [3, 2, 2, 2, 1]
+    assert torch.equal(torch.cat([p.detach().flatten() for p in learner.model.parameters()]), expected)
+
+
+def test_single_pair_that_does_not_fit(monkeypatch):
+    learner = Learner(make_config(), World())
+    small_memory(monkeypatch, largest=0)
+    with pytest.raises(OutOfMemory, match="cpu has not enough memory for a single pair with 8 keypoints"):
+        learner.step(make_batch(), 0)
+
+
+def test_resumed_run_keeps_its_micro_batches():
+    config = make_config()
+    learner, other = Learner(config, World()), Learner(config, World())
+    learner.micro_batch_size = 2
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert other.micro_batch_size == 2
+    given = Learner(make_config(train__micro_batch_size=3), World())
+    given.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert given.micro_batch_size == 3
+
+
+def in_two_processes(rank, port, folder):
+    """Rank 1 has too little memory, then too little for a single pair; all is written to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    config = make_config(data__batch_size=4, scale__num_workers=2)
+    learner = Learner(config, World(rank, 2))
+    terms = learner._terms
+    largest = 1 if rank == 1 else 4
+
+    def limited(batch):
+        if len(batch) > largest:
+            raise torch.OutOfMemoryError("out of memory")
+        return terms(batch)
+
+    learner._terms = limited
+    result = learner.step(make_batch(num_pairs=4)[2 * rank : 2 * rank + 2], 0)
+    weights = torch.cat([p.detach().flatten() for p in learner.model.parameters()])
+    largest = 0 if rank == 1 else 4
+    with pytest.raises(OutOfMemory):
+        learner.step(make_batch(num_pairs=4)[2 * rank : 2 * rank + 2], 4)
+    torch.save((dict(result.terms), result.grad_norm, learner.micro_batch_size, weights), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_halve_and_give_up_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_two_processes, args=(port, tmp_path), nprocs=2)
+    (terms, norm, size, weights), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (terms, norm, size) == other[:3]
+    assert size == 1
+    assert torch.equal(weights, other[3])
+    alone = Learner(make_config(data__batch_size=4), World())
+    result = alone.step(make_batch(num_pairs=4), 0)
+    assert terms == pytest.approx(result.terms, rel=1e-6)
+    assert norm == pytest.approx(result.grad_norm, rel=1e-5)
+    expected = torch.cat([p.detach().flatten() for p in alone.model.parameters()])
+    assert torch.linalg.vector_norm(weights - expected) < 1e-3 * torch.linalg.vector_norm(expected)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Weights after some steps, as a file."""
+    learner = Learner(make_config(), World())
+    for seed in range(3):
+        learner.step(make_batch(seed=seed), 0)
+    export_lightglue(learner.model, tmp_path / "lightglue.pth")
+    return tmp_path / "lightglue.pth"
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__checkpointed": True}, {"train__precision": "float16"}])
+def test_second_stage_trains_the_confidences_alone(trained, changes):
+    config = make_config(
+        train__stage="confidence",
+        model__matcher__weights=str(trained),
+        optim__ema_pairs=20.0,
+        optim__weight_decay=0.5,
+        optim__lr=1e-2,
+        **changes,
+    )
+    learner = Learner(config, World())
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    batch = make_batch(seed=7)
+    matches = learner.model.eval().match(batch.view0, batch.view1)
+    learner.model.train()
+    results = [learner.step(make_batch(seed=7), i * BATCH_SIZE) for i in range(12)]
+    assert results[-1].terms["confidence"] < results[0].terms["confidence"]
+    for matcher in (learner.model, learner.validated):
+        for name, value in matcher.state_dict().items():
+            assert torch.equal(value, before[name]) == (not name.startswith("token_confidence")), name
+        again = matcher.eval().match(batch.view0, batch.view1)
+        for field in dataclasses.fields(again):
+            assert torch.equal(getattr(again, field.name), getattr(matches, field.name)), field.name
+    other = Learner(override(config, {"seed": 1}), World())
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert learner.step(batch, 60) == other.step(batch, 60)
+
+
+def test_second_stage_keeps_no_activations(trained):
+    changes = {"data__num_keypoints": 256, "model__matcher__num_layers": 2}
+    peaks = {}
+    for stage in ("all", "confidence"):
+        config = make_config(train__stage=stage, model__matcher__weights=str(trained), **changes)
+        learner = Learner(config, World())
+        batch = make_batch(num_keypoints=256)
+        peaks[stage] = HostMemory().peak(lambda learner=learner, batch=batch: learner.step(batch, 0))
+    assert peaks["confidence"] < 0.5 * peaks["all"]
+
+
+def test_compiler_that_does_not_work_is_told_at_the_start(monkeypatch):
+    def fail(self, num_pairs):
+        raise InductorError(RuntimeError("no working C++ compiler"), None)
+
+    monkeypatch.setattr(learners._Probe, "step", fail)
+    with pytest.raises(EnvironmentUnfitError, match=r"^train.compile = True: .*no working C\+\+ .*compile=false$"):
+        Learner(make_config(train__compile=True), World())
 
 
 def test_gradients_are_clipped():

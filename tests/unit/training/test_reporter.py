@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raylg.training.config import RunConfig
-from raylg.training.reporter import ConsoleReporter, RunDirectoryReporter, TeeReporter, read_metrics
+from raylg.training.reporter import ConsoleReporter, ProfileReporter, RunDirectoryReporter, TeeReporter, read_metrics
 
 
 def record(pairs, **metrics):
@@ -123,3 +123,17 @@ def test_tee_passes_on_in_order(tmp_path):
 
     TeeReporter([Recorder("a"), Recorder("b")]).report({"x": 1.0}, tmp_path)
     assert calls == [("a", 1.0, tmp_path), ("b", 1.0, tmp_path)]
+
+
+def test_profile_is_shown_once_and_never_that_of_a_run_before(tmp_path):
+    table, lines = tmp_path / "profile.txt", []
+    table.write_text("of a run before\n")
+    reporter = ProfileReporter(lines.append, tmp_path)
+    reporter.report(record(10), None)
+    assert lines == []
+    table.unlink()
+    reporter.report(record(20), None)
+    table.write_text("Where the time goes\n")
+    reporter.report(record(30), None)
+    reporter.report(record(40), None)
+    assert lines == [f"Where the time goes\n{table}, {tmp_path / 'profile.pt.trace.json'}"]
