@@ -98,7 +98,7 @@ def test_ten_thousand_images_take_the_memory_of_a_thousand(kind: str, folders: d
         shutil.rmtree(tmp_path, ignore_errors=True)
     assert BATCH_MB + 4 * SHARD_MB < grown[FEW] < BUFFER_MB[kind] + CONSTANT_MB
     assert grown[MANY] < BUFFER_MB[kind] + CONSTANT_MB
-    assert grown[MANY] - grown[FEW] < 30  # the data grew by 630 MB
+    assert grown[MANY] - grown[FEW] < 60  # the data grew by 630 MB
 
 
 def write_data_set(folder: Path, num_shards: int) -> Manifest:

@@ -155,6 +155,11 @@ def test_photographs_become_image_shards_and_homography_pairs(tmp_path):
         check_inputs(run)
         batch = open_split(run, "train").batch(np.array([[0, 0]]))
         assert batch.H_0to1 is not None and batch.H_0to1.shape == (1, 3, 3)
+        with pytest.raises(ConfigError, match=r"no photographs in split 'test'; .*data\.images\.test_fraction"):
+            open_split(run, "test")
+    tested = override(config, {"data.images.test_fraction": 0.3})
+    ensure_features(tested)
+    assert has_split(tested, "test") and open_split(tested, "test").num_pairs > 0
 
 
 def test_module_is_free_of_torch():

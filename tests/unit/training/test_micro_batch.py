@@ -251,7 +251,7 @@ def tiny(**changes):
 def test_memory_of_a_step_is_bounded(monkeypatch, changes):
     config = tiny(**changes)
     from_scratch = override(config, {"train.init_from": None, "train.stage": "all"})
-    monkeypatch.setattr(learners, "build_matcher", lambda _: BUILD(from_scratch))
+    monkeypatch.setattr(learners, "build_matcher", lambda _, resumes: BUILD(from_scratch, resumes=resumes))
     probe = learners._Probe(Learner(config, World()))
     footprint = micro_batch._measure(HostMemory(), probe)
     for num_pairs in (3, 7):
