@@ -12,7 +12,8 @@ from raylg.training import checkpoint
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.run_directory import latest
-from raylg.training.trainer import TIMES, Trainer
+from raylg.training.trainer import Trainer
+from tests.integration.recorder import Recorder
 from tests.integration.tiny_shards import NUM_POINTS, tiny_shard, write_features
 
 BASE = {
@@ -28,19 +29,6 @@ BASE = {
     "optim.ema_pairs": 20.0,
     "train.num_figures": 0,
 }
-
-
-class Recorder:
-    """Keeps what is reported; interrupts the run at a number of pairs."""
-
-    def __init__(self, interrupt_at: int | None = None) -> None:
-        self.reports: list[dict[str, float]] = []
-        self.interrupt_at = interrupt_at
-
-    def report(self, metrics, checkpoint):
-        self.reports.append({key: value for key, value in metrics.items() if key not in TIMES})
-        if metrics["pairs_seen"] == self.interrupt_at:
-            raise KeyboardInterrupt
 
 
 def train(config: RunConfig, workdir: Path, resume_from=None, recorder=None) -> list[dict[str, float]]:

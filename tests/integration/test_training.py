@@ -26,6 +26,7 @@ from raylg.training.learner import Learner
 from raylg.training.reporter import read_metrics
 from raylg.training.trainer import TIMES, Trainer
 from raylg.training.validation import score_benchmark, validate
+from tests.integration.recorder import Recorder
 from tests.integration.tiny_shards import NUM_POINTS, tiny_shard, write_benchmark, write_features
 
 BASE = {
@@ -64,20 +65,6 @@ def benchmark(tmp_path_factory) -> dict[str, object]:
 def config_for(features: Path, **changes) -> RunConfig:
     values = {key.replace("__", "."): value for key, value in changes.items()}
     return override(RunConfig(), BASE | {"data.path": [str(features)]} | values)
-
-
-class Recorder:
-    """Keeps what is reported; interrupts the run when told to."""
-
-    def __init__(self, interrupt_at: int | None = None) -> None:
-        self.reports: list[dict[str, float]] = []
-        self.interrupt_at = interrupt_at
-
-    def report(self, metrics, checkpoint):
-        assert checkpoint is None or (checkpoint / "state.pt").is_file()
-        self.reports.append({key: value for key, value in metrics.items() if key not in TIMES})
-        if metrics["pairs_seen"] == self.interrupt_at:
-            raise KeyboardInterrupt
 
 
 def train(config: RunConfig, workdir: Path, *, resume_from=None, recorder=None) -> list[dict[str, float]]:

@@ -20,7 +20,8 @@ from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.features import ensure_features, features_location, open_split
 from raylg.training.reporter import read_metrics
-from raylg.training.trainer import TIMES, Trainer
+from raylg.training.trainer import Trainer
+from tests.integration.recorder import Recorder
 
 NUM_PHOTOGRAPHS = 10
 SMALL = {
@@ -102,26 +103,13 @@ def test_posed_pairs_continue_from_homographies(
     for name, value in start.state_dict().items():
         assert torch.equal(value, pretrained.state_dict()[name]), name
     scratch = override(posed, {"train.init_from": None, "train.num_pairs": 16})
-    Trainer(scratch, World(), Silent(), tmp_path / "scratch").fit()
+    Trainer(scratch, World(), Recorder(), tmp_path / "scratch").fit()
     assert losses[0] < read_metrics(tmp_path / "scratch")[0]["train/loss"]  # the first stage was of use
-
-
-class Silent:
-    """Keeps reports; interrupts the run at a number of pairs."""
-
-    def __init__(self, interrupt_at: int | None = None) -> None:
-        self.reports: list[dict[str, float]] = []
-        self.interrupt_at = interrupt_at
-
-    def report(self, metrics, checkpoint):
-        self.reports.append({key: value for key, value in metrics.items() if key not in TIMES})
-        if metrics["pairs_seen"] == self.interrupt_at:
-            raise KeyboardInterrupt
 
 
 def test_first_stage_is_scored_at_the_corners(config: RunConfig, tmp_path: Path) -> None:
     config = override(config, {"train.num_pairs": 8})
-    reporter = Silent()
+    reporter = Recorder()
     Trainer(config, World(), reporter, tmp_path / "run").fit()
     (report,) = reporter.reports
     assert {f"val/corner_auc@{t}" for t in (1, 3, 5)} | {"val/mean_auc", "val/precision@3px"} <= report.keys()
@@ -134,11 +122,11 @@ def test_first_stage_resumes_bit_for_bit_in_a_later_epoch(config: RunConfig, tmp
     pairs = open_split(config, "train")
     assert 4 < pairs.num_pairs < NUM_PHOTOGRAPHS
     config = override(config, {"train.num_pairs": 24, "train.report_every": 8})
-    whole = Silent()
+    whole = Recorder()
     Trainer(config, World(), whole, tmp_path / "whole").fit()
     with pytest.raises(KeyboardInterrupt):
-        Trainer(config, World(), Silent(interrupt_at=16), tmp_path / "parts").fit()
-    rest = Silent()
+        Trainer(config, World(), Recorder(interrupt_at=16), tmp_path / "parts").fit()
+    rest = Recorder()
     Trainer(config, World(), rest, tmp_path / "parts").fit(run_directory.latest(tmp_path / "parts"))
     assert rest.reports == whole.reports[2:]
     last = [run_directory.latest(tmp_path / run) for run in ("whole", "parts")]
@@ -158,4 +146,4 @@ def test_warped_views_have_no_original_pixels(config: RunConfig, tmp_path: Path)
     shards = {"data.source": "shards", "data.path": [features_location(config)]}
     config = override(config, shards | {"evaluation.pixels": "original"})
     with pytest.raises(ConfigError, match=r"evaluation\.pixels = 'original'"):
-        Trainer(config, World(), Silent(), tmp_path / "run").fit()
+        Trainer(config, World(), Recorder(), tmp_path / "run").fit()
