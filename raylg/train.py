@@ -52,7 +52,7 @@ def _train(argv: Sequence[str]) -> int:
     check_inputs(run, resumes=resumes(run, workdir))  # last, because it makes folders
     with locked(workdir):
         resume_from = resume_point(run, workdir)
-        ensure_all(run, progress_bar)
+        ensure_all(run, progress_bar, grow=resume_from is None)
 
         from raylg.training.reporter import ConsoleReporter, ProfileReporter, TeeReporter
 

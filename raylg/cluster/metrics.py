@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
+from raylg.evaluation.config import BENCHMARKS
+from raylg.evaluation.measures import HOMOGRAPHY, POSE, Measure
+
 _TAGS = ("study", "trial")
-_GAUGES = {
-    "objective": ("raylg_objective", "Score that the study maximises"),
-    "pairs_seen": ("raylg_pairs_seen", "Training pairs seen"),
-    "pairs_per_second": ("raylg_pairs_per_second", "Training pairs per second"),
-    "train/loss": ("raylg_train_loss", "Training loss"),
-    "val/loss": ("raylg_val_loss", "Validation loss"),
-    "val/auc@5": ("raylg_val_auc_5", "Relative-pose AUC at 5 degrees on the validation pairs"),
-    "val/auc@10": ("raylg_val_auc_10", "Relative-pose AUC at 10 degrees on the validation pairs"),
-    "val/auc@20": ("raylg_val_auc_20", "Relative-pose AUC at 20 degrees on the validation pairs"),
+_MEASURES: Mapping[str, tuple[Measure, ...]] = {"val": (POSE, HOMOGRAPHY), **{name: (POSE,) for name in BENCHMARKS}}
+_OTHERS = {
+    "objective": "Score that the study maximises",
+    "pairs_seen": "Training pairs seen",
+    "pairs_per_second": "Training pairs per second",
+    "train/loss": "Training loss",
+    "val/loss": "Validation loss",
 }
 
 
 def publish(study: str, trial: int, metrics: Mapping[str, float]) -> None:
     """Show the metrics of a report; those without a gauge and those that are not finite are left out."""
     for key, value in metrics.items():
-        if key in _GAUGES and math.isfinite(value):
+        if key in descriptions() and math.isfinite(value):
             _gauge(key).set(value, tags={"study": study, "trial": f"{trial:04d}"})
 
 
 @functools.cache
+def descriptions() -> Mapping[str, str]:
+    """Metrics that have a gauge, and what they are."""
+    return _OTHERS | {
+        measure.key(group, bound): f"AUC of the {measure.kind} at {bound:g} {measure.unit} on the pairs of {group}"
+        for group, measures in _MEASURES.items()
+        for measure in measures
+        for bound in measure.thresholds
+    }
+
+
+@functools.cache
 def _gauge(key: str) -> Gauge:
-    """One gauge per process: Ray wants each name registered once."""
-    name, description = _GAUGES[key]
-    return Gauge(name, description=description, tag_keys=_TAGS)
+    """One gauge per process: Ray wants each name registered once, and drops those that Prometheus does not allow."""
+    return Gauge("raylg_" + re.sub(r"\W", "_", key), description=descriptions()[key], tag_keys=_TAGS)

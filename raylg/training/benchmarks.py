@@ -137,15 +137,16 @@ def ensure_benchmark(
     return ensure_shards(place.job, place.storage, progress, pool, in_cache=True)
 
 
-def ensure_all(config: RunConfig, bar: Callable[[str], AbstractContextManager[Progress]]) -> None:
+def ensure_all(config: RunConfig, bar: Callable[[str], AbstractContextManager[Progress]], *, grow: bool = True) -> None:
     """Make the shards of a run and of its benchmarks, see `ensure_features` and `ensure_benchmark`.
 
     Args:
         config: of the run.
         bar: shows the progress of what it is given the name of.
+        grow: see `ensure_features`.
     """
     with bar("extracting features") as progress:
-        ensure_features(config, progress)
+        ensure_features(config, progress, grow=grow)
     for name in config.evaluation.benchmarks:
         with bar(f"extracting features of {name}") as progress:
             ensure_benchmark(config, name, progress)

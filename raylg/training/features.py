@@ -42,7 +42,12 @@ def features_location(config: RunConfig) -> str:
 
 
 def ensure_features(
-    config: RunConfig, progress: Progress | None = None, out: str | None = None, pool: ExportPool | None = None
+    config: RunConfig,
+    progress: Progress | None = None,
+    out: str | None = None,
+    pool: ExportPool | None = None,
+    *,
+    grow: bool = True,
 ) -> Manifest:
     """Make the shards of a run unless they are there; what was interrupted is continued.
 
@@ -54,6 +59,7 @@ def ensure_features(
         progress: told of images done and in all.
         out: another folder or URL than `features_location`.
         pool: where features are extracted; by default processes of this machine.
+        grow: whether finished shards in the cache get what is new; a run that is continued needs those it began with.
 
     Raises:
         ConfigError: the source has no such data, or more than finished shards in `out`.
@@ -64,9 +70,9 @@ def ensure_features(
     if config.data.source == "shards":
         return read_manifest(storage)
     job = _job(config)
-    if out is None:
+    if out is None and grow:
         renew_grown(job, config.data, storage)
-    else:
+    elif out is not None:
         refuse_grown(job, config.data, storage)
         tidy(storage)
     if config.data.source == "images":

@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any, Protocol
 import torch
 
 from raylg.batch import PairBatch, View
+from raylg.data.storage import write_atomically
 from raylg.errors import OutOfMemory
+from raylg.evaluation.config import EvaluationConfig
 from raylg.geometry.camera import Camera, Pose
 from raylg.schema import digest, to_mapping
 from raylg.training.config import RunConfig
@@ -88,14 +89,15 @@ def find_micro_batch_size(config: RunConfig, world: World, probe: Probe) -> int:
     size, evaluates = _find(config, share, memory, probe)
     sizes, evaluate = zip(*world.gather((size, evaluates)), strict=True)
     if not all(evaluate):
-        raise OutOfMemory(
-            f"{memory.name} has not enough memory to match {config.evaluation.batch_size} validation pairs at a time "
-            f"(evaluation.batch_size) with {config.evaluation.num_keypoints} keypoints an image; lower the first, "
-            "which does not change the result"
-        )
+        raise OutOfMemory(no_room_to_match(config.evaluation, memory.name))
     if min(sizes) == 0:
         raise OutOfMemory(no_room(config, memory.name))
     return int(min(sizes))
+
+
+def budget_of(config: RunConfig, memory: Memory) -> float:
+    """Bytes of tensors that a worker may hold on a device."""
+    return (1 - HEADROOM) * min(memory.free(), _claim(config, memory) * memory.total) / memory.growth
 
 
 def no_room(config: RunConfig, device: str) -> str:
@@ -104,6 +106,36 @@ def no_room(config: RunConfig, device: str) -> str:
     return (
         f"{device} has not enough memory for a single pair with {config.data.num_keypoints} keypoints an image "
         f"(data.num_keypoints): {advice}"
+    )
+
+
+def no_room_to_match(protocol: EvaluationConfig, device: str, group: str = "evaluation", pairs: str = "val") -> str:
+    """What to say where a batch of pairs that are scored does not fit.
+
+    Args:
+        protocol: how they are scored.
+        device: name.
+        group: of the configuration, which has the number of keypoints.
+        pairs: their group of metrics.
+    """
+    option, lower = f"{group}.num_keypoints", "lower evaluation.batch_size, which does not change the result"
+    if protocol.batch_size == 1:
+        lower = f"lower {option}; the scores are then not comparable with those before"
+    return (
+        f"{device} has not enough memory to match {protocol.batch_size} {pairs} pairs at a time "
+        f"(evaluation.batch_size) with {protocol.num_keypoints} keypoints an image ({option}): {lower}"
+    )
+
+
+def no_room_beside(config: RunConfig, device: str, micro_batch_size: int) -> str:
+    """What to say where something else than a step does not fit beside what steps of that size take."""
+    if micro_batch_size == 1:
+        return no_room(config, device)
+    return (
+        f"{device} has not enough memory for micro-batches of {micro_batch_size} pairs (data.batch_size = "
+        f"{config.data.batch_size} over {config.scale.num_workers} workers) with {config.data.num_keypoints} keypoints "
+        f"an image: set train.micro_batch_size={micro_batch_size // 2} or train.checkpointed=true, neither of which "
+        "changes the result"
     )
 
 
@@ -153,7 +185,7 @@ def synthetic_batch(config: RunConfig, num_pairs: int, num_keypoints: int, devic
 
 def _find(config: RunConfig, share: int, memory: Memory, probe: Probe) -> tuple[int, bool]:
     """(pairs that fit on this rank, 0 if not even one; whether a batch of validation pairs does)."""
-    budget = (1 - HEADROOM) * min(memory.free(), _claim(config, memory) * memory.total) / memory.growth
+    budget = budget_of(config, memory)
     if share == 1 or _surely_below(config) * share < NEGLIGIBLE * budget:
         return share, True
     file = _file(config, memory)
@@ -252,8 +284,6 @@ def _write(file: Path, footprint: Footprint) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
-            temporary.write(json.dumps(asdict(footprint)))
-        Path(temporary.name).replace(file)
+        write_atomically(file, json.dumps(asdict(footprint)).encode())
     except OSError as error:
         logger.warning("%s: memory of a step is measured at each start, as it cannot be kept: %s", file, error)

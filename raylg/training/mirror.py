@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylg.data.storage import Storage, write_atomically
-from raylg.errors import CheckpointError, ConfigError, EnvironmentUnfitError
+from raylg.errors import CheckpointError, ConfigError, EnvironmentUnfitError, ShardError
 from raylg.training.config import RunConfig
 from raylg.training.run_directory import FOLDER, checkpoints, latest, pairs_of
 
@@ -93,7 +94,7 @@ def restore(storage: Storage, workdir: Path) -> bool:
         Whether anything was copied.
 
     Raises:
-        CheckpointError: the copy is of another format, or files of it are missing.
+        CheckpointError: the copy is of another format, files of it are missing, or another process writes there.
         EnvironmentUnfitError: the storage or the disk refuses, or the storage does not answer.
     """
     index = _read_index(storage)
@@ -115,6 +116,11 @@ def restore(storage: Storage, workdir: Path) -> bool:
                 _save(workdir / name.removeprefix(prefix), storage.read(name, index.files[name]))
         for checkpoint in sorted({name.partition("/")[0] for name in index.files}):  # the last one last
             _restore_checkpoint(storage, index, checkpoint, workdir / FOLDER)
+    except ShardError as error:  # there a moment ago
+        raise CheckpointError(
+            f"{storage.url}: changed while it was read ({error}); another process writes there: end it, or choose "
+            "another --name"
+        ) from error
     except OSError as error:
         raise EnvironmentUnfitError(
             f"{workdir}: the copy in {storage.url} cannot be written here ({error.strerror}); free some space or check "
@@ -214,6 +220,7 @@ def _restore_checkpoint(storage: Storage, index: _Index, checkpoint: str, folder
     if final.exists():
         return
     partial = folder / f".{checkpoint}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed, which may have had other files
     for name, size in index.files.items():
         parts = name.split("/")
         if parts[0] == checkpoint and len(parts) == 2:
@@ -233,12 +240,11 @@ def _read_index(storage: Storage) -> _Index | None:
         CheckpointError: not a copy that this version reads.
         EnvironmentUnfitError: the storage refuses or does not answer.
     """
-    size = storage.size(INDEX)
-    if size is None:
+    if not storage.exists(INDEX):
         return None
     where = storage.describe(INDEX)
     try:
-        values = json.loads(storage.read(INDEX, size))
+        values = json.loads(storage.read(INDEX))  # whatever its size is by now
         if values["format"] != FORMAT:
             raise CheckpointError(
                 f"{where}: a copy of format {values['format']!r}, this version of raylg reads {FORMAT}; choose another "

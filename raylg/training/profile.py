@@ -140,7 +140,7 @@ class Profile:
         train, batch_size = self._config.train, self._config.data.batch_size
         interval = min(train.report_every, train.num_pairs)
         title = f"Where the time goes: {timed} steps of {batch_size} pairs timed, a report every {interval} pairs"
-        text = table(title, steps, seconds, steps_per_report=interval / batch_size)
+        text = table(title, steps, seconds, steps_per_report=max(1.0, interval / batch_size))  # never within a step
         (self._workdir / TABLE_FILE).write_text(text)
 
 

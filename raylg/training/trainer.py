@@ -29,6 +29,7 @@ from raylg.training.config import RunConfig
 from raylg.training.distributed import World
 from raylg.training.features import open_split
 from raylg.training.learner import TERMS, Learner, StepResult
+from raylg.training.micro_batch import no_room_beside, no_room_to_match
 from raylg.training.mirror import Mirror, storage_of
 from raylg.training.profile import DATA_WAIT, Profile
 from raylg.training.reporter import Reporter, RunDirectoryReporter
@@ -66,26 +67,21 @@ class Trainer:
 
         Raises:
             TrainingDiverged: see `Learner.step`.
-            OutOfMemory: a batch does not fit the GPU.
+            OutOfMemory: a batch does not fit the GPU, of training or of pairs that are scored.
             CheckpointError: `resume_from` belongs to a run with another result.
             ShardError: the data cannot be read.
             EnvironmentUnfitError: a checkpoint cannot be written: the disk is full, or `train.checkpoint_storage`
                 refuses.
         """
+        run = None
         try:
-            resumes = resume_from is not None
-            run = _Run(self._config, self._world, self._reporter, self._workdir, resumes=resumes)
+            run = _Run(self._config, self._world, self._reporter, self._workdir, resumes=resume_from is not None)
             return run.train(resume_from)
-        except torch.cuda.OutOfMemoryError as error:
-            config = self._config
-            share = config.data.batch_size // self._world.size
-            micro = min(share, config.train.micro_batch_size or share)
-            raise OutOfMemory(
-                f"{self._world.device} has not enough memory for micro-batches of {micro} pairs (data.batch_size = "
-                f"{config.data.batch_size} over {self._world.size} workers) with {config.data.num_keypoints} keypoints "
-                f"an image: set train.micro_batch_size={max(1, micro // 2)} or train.checkpointed=true, neither of "
-                "which changes the result"
-            ) from error
+        except torch.OutOfMemoryError as error:  # neither a step nor pairs that are scored
+            share = self._config.data.batch_size // self._world.size
+            micro = min(share, self._config.train.micro_batch_size or share)
+            size = micro if run is None else run.learner.micro_batch_size
+            raise OutOfMemory(no_room_beside(self._config, str(self._world.device), size)) from error
 
 
 class _Run:
@@ -152,13 +148,13 @@ class _Run:
     def loop(self) -> None:
         """Take steps until the budget is spent."""
         config, world = self.config, self.world
-        start = time.monotonic()
         stream = stream_batches(
             self.training_pairs, config.data, config.seed, world.rank, world.size, start_pairs=self.pairs_seen
         )
         with closing(stream):
             while self.pairs_seen < config.train.num_pairs:
                 self.profile.begin_step()
+                start = time.monotonic()  # after the start of a trace, which is no wait for data
                 with self.learner.phase(DATA_WAIT):
                     batch = next(stream)
                 waited = time.monotonic() - start
@@ -176,7 +172,6 @@ class _Run:
                     self.draw_curves()
                 if reports:
                     self.report()
-                start = time.monotonic()
 
     def draw_curves(self) -> None:
         """Write the means since the last call to TensorBoard."""
@@ -236,9 +231,9 @@ class _Run:
         finished = time.monotonic()
         self.draw_figures(scores[PAIRS_FILE])
         seconds["checkpoint"] += finished - start
-        self.profile.report(seconds | {"records": time.monotonic() - finished})
         self.record.report(self.metrics, checkpoint)
         run_directory.prune(self.workdir, checkpoint.name, self.best.name, self.config.train.rungs)
+        self.profile.report(seconds | {"records": time.monotonic() - finished})
         if self.mirror is not None:
             self.mirror.start()
         return checkpoint
@@ -246,11 +241,18 @@ class _Run:
     def validate(self) -> tuple[dict[str, PairScores], dict[str, float]]:
         """Score the validation pairs and the benchmarks: file name to scores, and the metrics."""
         learner, final = self.learner, self.pairs_seen >= self.config.train.num_pairs
-        scores, metrics = validate(learner.validated, self.validation_pairs, self.config, self.world, final=final)
+        device = str(self.world.device)
+        try:
+            scores, metrics = validate(learner.validated, self.validation_pairs, self.config, self.world, final=final)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(no_room_to_match(self.config.evaluation, device)) from error
         files = {PAIRS_FILE: scores}
         for name, pairs in self.benchmarks.items():
             protocol = benchmark_protocol(self.config, name)
-            scored = score_benchmark(learner.validated, pairs, protocol, self.world, final=final)
+            try:
+                scored = score_benchmark(learner.validated, pairs, protocol, self.world, final=final)
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemory(no_room_to_match(protocol, device, f"benchmarks.{name}", name)) from error
             metrics |= scored.metrics(name)
             files[f"pairs-{name}.npz"] = scored
         return files, metrics

@@ -148,7 +148,6 @@ class _Supervised:
         return torch.cat([none, *(rows.cpu() for rows in self._rows)]).numpy()
 
 
-@torch.no_grad()
 def figures(
     matcher: LightGlue, dataset: PairData, config: RunConfig, scores: PairScores, device: torch.device
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -162,16 +161,22 @@ def figures(
         device: where the matcher is.
     """
     count = min(config.train.num_figures, len(scores))
-    for row in np.linspace(0, len(scores) - 1, count).round().astype(int):
-        index = scores.indices[row : row + 1]
-        batch = dataset.batch(index).to(device)
-        matches = matcher.match(batch.view0, batch.view1).matches0[0].cpu().numpy()
-        ground_truth = ground_truth_matches(batch, config.ground_truth).gt_matches0[0].cpu().numpy()
-        sides = [
-            Side(image, view.keypoints[0].cpu().numpy(), tuple(view.image_size[0].tolist()))
-            for image, view in zip(dataset.thumbnails(index)[0], (batch.view0, batch.view1), strict=True)
-        ]
-        yield (
-            " - ".join(batch.names[0]),
-            match_figure(sides[0], sides[1], matches, ground_truth, scores.describe(row)),
-        )
+    for row in np.linspace(0, len(scores) - 1, count).round().astype(int).tolist():
+        yield pair_figure(matcher, dataset, config, (scores, row), device)
+
+
+@torch.no_grad()
+def pair_figure(
+    matcher: LightGlue, dataset: PairData, config: RunConfig, of: tuple[PairScores, int], device: torch.device
+) -> tuple[str, np.ndarray]:
+    """Name and picture, uint8 [H, W, 3], of one pair; arguments as of `figures`, `of` a row of the scores."""
+    scores, row = of
+    index = scores.indices[row : row + 1]
+    batch = dataset.batch(index).to(device)
+    matches = matcher.match(batch.view0, batch.view1).matches0[0].cpu().numpy()
+    ground_truth = ground_truth_matches(batch, config.ground_truth).gt_matches0[0].cpu().numpy()
+    sides = [
+        Side(image, view.keypoints[0].cpu().numpy(), tuple(view.image_size[0].tolist()))
+        for image, view in zip(dataset.thumbnails(index)[0], (batch.view0, batch.view1), strict=True)
+    ]
+    return " - ".join(batch.names[0]), match_figure(sides[0], sides[1], matches, ground_truth, scores.describe(row))

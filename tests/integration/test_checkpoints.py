@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from raylg.errors import EnvironmentUnfitError
 from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import override
 from raylg.training import checkpoint as checkpoints
-from raylg.training import run_directory, trainer
+from raylg.training import profile, run_directory, trainer
 from raylg.training.checkpoint import load_matcher, load_metrics
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
@@ -225,6 +229,39 @@ def test_interruption_before_the_copy_is_made_up_for(config, tmp_path):
     assert copies == [6]
     shutil.rmtree(tmp_path / "run")
     assert resume_point(copied, tmp_path / "run").name == run_directory.name(8)
+
+
+def test_profile_counts_what_it_says_and_only_that(config, tmp_path, monkeypatch):
+    """A slow start of the trace is no wait for data; deletions are records."""
+    prune, start_trace = run_directory.prune, profile._start_trace
+
+    def late(function, seconds):
+        def call(*arguments):
+            time.sleep(seconds)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(profile, "_start_trace", late(start_trace, 2.0))
+    monkeypatch.setattr(run_directory, "prune", late(prune, 0.5))
+    profiled = override(config, {"train.profile_steps": 2, "train.num_pairs": 16, "train.report_every": 16})
+    fit(profiled, tmp_path)
+    (report,) = read_metrics(tmp_path)
+    assert (tmp_path / "profile.pt.trace.json").exists()
+    assert report["data_wait"] * report["time_train_s"] < 2
+    (records,) = (line.split() for line in (tmp_path / "profile.txt").read_text().splitlines() if "records" in line)
+    assert float(records[1]) >= 0.5
+
+
+def test_profiler_of_the_command_is_quiet(features, tmp_path):
+    words = [f"{key}={value}" for key, value in BASE.items() if key != "data.source"]
+    words += ["data=shards", f"data.path=[{features}]", "train.num_pairs=16", "train.report_every=16"]
+    environment = {key: value for key, value in os.environ.items() if key != "KINETO_LOG_LEVEL"}
+    command = [sys.executable, "-m", "raylg.train", "--profile", "2", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/train/profile.pt.trace.json").exists()
+    assert "profiler_st" not in done.stderr
 
 
 def test_second_command_of_a_run_is_refused_and_words_after_profile_are_kept(features, tmp_path, monkeypatch, capsys):

@@ -16,8 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from raylg.data.shard import Shard
 from raylg.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from raylg.evaluation.pair_scores import PairScores
+from raylg.models.lightglue import LightGlue
 from raylg.schema import override
 from raylg.training import checkpoint, run_directory
+from raylg.training import learner as learners
 from raylg.training.benchmarks import benchmark_protocol, open_benchmark
 from raylg.training.config import RunConfig
 from raylg.training.distributed import World
@@ -298,6 +300,33 @@ def test_full_memory_names_what_to_make_smaller(features, tmp_path, monkeypatch)
     monkeypatch.setattr(Learner, "step", step)
     with pytest.raises(OutOfMemory, match=r"2 pairs.*48 keypoints.*micro_batch_size=1"):
         train(config_for(features), tmp_path)
+    with pytest.raises(OutOfMemory, match=r"a single pair with 48 keypoints .*: set train.checkpointed=true"):
+        train(config_for(features, train__micro_batch_size=1), tmp_path)
+    monkeypatch.setattr(learners, "find_micro_batch_size", lambda *_: 8)  # of 32: what was found counts
+    with pytest.raises(OutOfMemory, match=r"8 pairs.*48 keypoints.*micro_batch_size=4"):
+        train(config_for(features, data__batch_size=32), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("val", r"cpu has .* to match 2 val pairs .*\(evaluation.batch_size\) with 48 .*: lower evaluation.batch_size"),
+        (
+            "megadepth1500",
+            r"2 megadepth1500 pairs .* \(benchmarks.megadepth1500.num_keypoints\): lower evaluation.batch",
+        ),
+    ],
+)
+def test_full_memory_in_a_validation_names_its_batch(features, benchmark, tmp_path, monkeypatch, fails, message):
+    def match(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LightGlue, "predict_and_match" if fails == "val" else "match", match)
+    config = override(config_for(features, evaluation__batch_size=2), benchmark)
+    with pytest.raises(OutOfMemory, match=message) as raised:
+        train(config, tmp_path)
+    assert "micro_batch" not in str(raised.value)
+    assert not list((tmp_path / "checkpoints").iterdir())  # what is not whole is not left
 
 
 def in_group(rank: int, size: int, port: int, folder: str, config_values: dict, task: str) -> None:

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from raylg import train
+from raylg.console.terminal import INTERRUPTED
 from raylg.data.check import check_data_set
 from raylg.data.export_homes import ORIGIN_NAME
 from raylg.data.manifest import Manifest
@@ -21,6 +23,7 @@ from raylg.schema import override
 from raylg.training import features
 from raylg.training.config import RunConfig
 from raylg.training.features import check_inputs, ensure_features, features_location
+from raylg.training.reporter import ConsoleReporter, read_metrics
 
 
 @dataclass
@@ -166,3 +169,28 @@ def test_more_photographs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         check_inputs(config, out)
     files = {path.name for path in Path(features_location(config)).iterdir()}
     assert files == {"manifest.json", ORIGIN_NAME, *(entry.file for entry in after.shards)}
+
+
+def test_a_run_is_continued_with_the_photographs_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = tmp_path / "photos"
+    write_photographs(photos, range(5))
+    monkeypatch.chdir(tmp_path)
+    options = {"data.images.width": 64, "data.images.height": 64, "data.num_keypoints": 32, "data.batch_size": 2}
+    options |= {"evaluation.num_keypoints": 32, "model.matcher.descriptor_dim": 16, "model.matcher.num_layers": 1}
+    options |= {"model.matcher.num_heads": 1, "train.num_pairs": 4, "train.report_every": 2, "train.num_figures": 0}
+    words = ["data=images", "data.path=[photos]", "data.cache_dir=cache", *(f"{k}={v}" for k, v in options.items())]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleReporter, "report", interrupt)
+        assert train.main(words) == INTERRUPTED
+    write_photographs(photos, range(5, 6))
+    assert train.main(words) == 0
+    assert [report["pairs_seen"] for report in read_metrics(tmp_path / "runs" / "train")] == [2, 4]
+    assert "more" not in caplog.text
+    assert train.main(["--name", "new", *words]) == 0
+    assert "its source has 1 more" in caplog.text

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,6 +158,24 @@ def test_folder_that_cannot_be_written_only_costs_the_record(find, tmp_path, cap
     assert "measured at each start" in caplog.text
 
 
+def test_record_is_for_all_who_share_the_folder(find, tmp_path):
+    find(Device(total=1000))
+    (tmp_path / "plain").touch()
+    (file,) = (tmp_path / "micro-batches").iterdir()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_disk_that_fills_up_leaves_nothing_half_written(find, tmp_path, monkeypatch, caplog):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "replace", lambda *_: full(0))
+    assert find(Device(total=1000)) == 17
+    assert list((tmp_path / "micro-batches").iterdir()) == []
+    assert "No space left" in caplog.text
+
+
 def test_halved_where_more_is_needed_than_measured(find):
     class Fragmented(Device):
         def step(self, num_pairs):
@@ -182,8 +203,12 @@ def test_not_even_a_pair(find):
 def test_validation_that_does_not_fit_is_told_at_the_start(find):
     device = Device(total=1000)
     device.evaluation_fits = False
-    with pytest.raises(OutOfMemory, match=r"8 validation pairs at a time \(evaluation.batch_size\) with 512"):
+    with pytest.raises(
+        OutOfMemory, match=r"8 val pairs at a time \(evaluation.batch_size\) with 512 .*lower evaluation.b"
+    ):
         find(device)
+    with pytest.raises(OutOfMemory, match=r"1 val pairs .* lower evaluation.num_keypoints; the scores are then not"):
+        find(device, evaluation__batch_size=1)
 
 
 def test_processor_is_never_overfilled_to_see(find):

@@ -160,6 +160,44 @@ def test_restoring_that_was_cut_short_is_repeated(tmp_path, run, storage, mirror
     assert there.files() == run.files()
 
 
+def test_what_a_killed_process_left_is_not_taken_for_part_of_a_checkpoint(tmp_path, run, storage, mirror):
+    run.report(10, 10)
+    run.report(20, 10)
+    copy(mirror)
+    there = Run(tmp_path / "there" / "run")
+    begun = there.workdir / "checkpoints" / f".{run_directory.name(10)}.partial"
+    begun.mkdir(parents=True)
+    (begun / "state.pt").write_text("half-writ")
+    assert restore(storage, there.workdir)
+    assert there.files() == run.files()
+
+
+def test_copy_that_another_process_replaces_while_it_is_read(tmp_path, run, storage, mirror, monkeypatch):
+    run.report(10, 10)
+    copy(mirror)
+    read = Storage.read
+
+    def replace_first(self, name, size=None):
+        monkeypatch.setattr(Storage, "read", read)
+        run.report(20, 20)
+        copy(mirror)
+        return read(self, name, size)
+
+    monkeypatch.setattr(Storage, "read", replace_first)
+    assert restore(storage, tmp_path / "there")  # of two copies, either will do
+    assert run_directory.latest(tmp_path / "there").name == run_directory.name(20)
+
+    def delete_first(self, name, size=None):
+        if name.endswith("lightglue.pth"):
+            self.delete(name)
+        return read(self, name, size)
+
+    monkeypatch.setattr(Storage, "read", delete_first)
+    with pytest.raises(CheckpointError, match=r"changed while it was read .*no such file.*; another process writes"):
+        restore(storage, tmp_path / "elsewhere")
+    assert run_directory.latest(tmp_path / "elsewhere") is None
+
+
 def test_later_checkpoints_win(tmp_path, run, storage, mirror):
     run.report(10, 10)
     copy(mirror)

@@ -76,6 +76,14 @@ def test_table_and_trace_are_written(tmp_path, phases):
     assert (tmp_path / "profile.txt").read_text().startswith("Where the time goes: 2 steps of 32 pairs timed, a report")
 
 
+def test_a_report_never_comes_within_a_step(tmp_path, phases):
+    config = override(RunConfig(), {"train.profile_steps": 2, "train.report_every": 8, "data.batch_size": 32})
+    made = Profile(config, tmp_path, phases, active=True)
+    steps(made, phases, WARM_UP_STEPS + 1)
+    made.report(REPORT)
+    assert rows(tmp_path)["all"] == ["1000.00", "4.75", "100.0%"]  # one step of a second
+
+
 def test_report_cuts_the_trace_and_the_timing_short(tmp_path, phases):
     made = profile_of(tmp_path, phases, num_steps=5)
     made.end_trace()
