@@ -11,6 +11,7 @@ VERBS = {
     "tune": "search hyperparameters; the same command resumes",
     "train": "one training run",
     "evaluate": "score a matcher beside mutual nearest neighbours",
+    "report": "write the report of a study, also while it runs",
 }
 USAGE = "usage: raylg VERB [...]\n\n" + "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
 

@@ -62,6 +62,7 @@ def _score(run: RunConfig, split: Split | None, benchmark: BenchmarkName | None)
     _check(run, benchmark)
 
     from raylg.evaluation.comparison import baselines, compare
+    from raylg.evaluation.reads import describe_reads, look, record_read
     from raylg.training.checkpoint import build_matcher
 
     matcher = build_matcher(run).eval()
@@ -69,6 +70,10 @@ def _score(run: RunConfig, split: Split | None, benchmark: BenchmarkName | None)
     scores = compare({"LightGlue": matcher, **baselines()}, pairs, protocol)
     of_group = f"{group} pairs{CAVEAT if group == 'val' else ''}" if benchmark is None else f"pairs of {group}"
     out = console()
+    if group in ("test", benchmark):
+        reader = str(Path(run.model.matcher.weights or "").resolve())
+        read = look(pairs, protocol, run.model.matcher, test=group, reader=reader)
+        out.print(describe_reads(record_read(run.data.cache_dir, read)))
     out.print(comparison_table(scores, f"{len(scores['LightGlue'])} {of_group}", group))
     if benchmark is not None:
         out.print(f"If trials were chosen by {benchmark}, its number of the chosen one is optimistic.")

@@ -1,4 +1,4 @@
-"""Processes that work for another one, as those of a pool do."""
+"""Processes that work for another one, as those of a pool do, or once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,38 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from typing import TypeVar
 
 import torch
+
+from raylg.errors import EnvironmentUnfitError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def apart(work: Callable[[T], R], argument: T) -> R:
+    """Call a function in a process of its own, which takes its memory and its use of a GPU with it when it ends.
+
+    Args:
+        work: of a module, so that the process finds it; what it raises is raised here.
+        argument: travels there.
+
+    Raises:
+        EnvironmentUnfitError: the process was killed.
+    """
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare_worker) as pool:
+            return pool.submit(work, argument).result()
+    except BrokenProcessPool as error:
+        raise EnvironmentUnfitError(
+            f"{work.__name__}: its process was killed, most likely for lack of memory; close other programs, or lower "
+            "what it needs (data.num_keypoints, model.matcher)"
+        ) from error
 
 
 def prepare_worker() -> None:

@@ -146,7 +146,8 @@ def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str, problems: list[s
     is_any_length = args[-1] is Ellipsis
     values = [value] if isinstance(value, str) and args == (str, ...) else value
     if not isinstance(values, list | tuple) or not (is_any_length or len(values) == len(args)):
-        problems.append(f"{path} = {value!r}: expected a list, like [1, 2]")
+        like = "text or a list of it, like [a, b]" if args == (str, ...) else "a list, like [1, 2]"
+        problems.append(f"{path} = {value!r}: expected {like}")
         return None
     elements = [args[0]] * len(values) if is_any_length else list(args)
     return tuple(_coerce(elements[i], each, f"{path}[{i}]", problems) for i, each in enumerate(values))

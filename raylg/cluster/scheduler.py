@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from raylg import errors
 from raylg.cluster.trial import FAILED, NUMBER, WORKDIR, last_line
 from raylg.cluster.worker import FATAL, INFEASIBLE
-from raylg.search.ledger import Ledger
-from raylg.search.study import StudyDirectory
+from raylg.search.books import Books
+from raylg.training.watch import COUNTERS
 
 _DEATHS = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError")
 _SECONDS_BEFORE_REAPING = 4.0
@@ -40,12 +41,22 @@ class LedgerSearch(_NotSaved, Searcher):
     Not Ray's OptunaSearch: that one owns its study, tells Optuna that stopped trials are complete, loses running ones
     on restart, swallows refused results, and can neither reject nor re-issue a configuration. All of its methods would
     have to be replaced; the ledger asks and tells Optuna itself.
+
+    Args:
+        ledger: hands out the trials.
+        max_failures: times that a trial may lose its process before it has begun.
     """
 
-    def __init__(self, ledger: Ledger, directory: StudyDirectory) -> None:
+    def __init__(self, ledger: Books, max_failures: int = 0) -> None:
         super().__init__()
-        self._ledger, self._directory = ledger, directory
+        self._ledger, self._max_failures = ledger, max_failures
         self._numbers: dict[str, int] = {}
+        self._lost: Counter[int] = Counter()
+
+    @property
+    def num_suggested(self) -> int:
+        """Trials handed out so far."""
+        return len(self._numbers)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The configuration of the next trial: dotted paths, its number and its directory."""
@@ -53,15 +64,23 @@ class LedgerSearch(_NotSaved, Searcher):
         if proposal is None:
             return Searcher.FINISHED  # type: ignore[return-value]  # ray's marker for the end is a string
         self._numbers[trial_id] = proposal.number
-        workdir = self._directory.trial_dir(proposal.number).resolve()
-        return {**proposal.values, NUMBER: proposal.number, WORKDIR: str(workdir)}
+        return {**proposal.values, NUMBER: proposal.number, WORKDIR: str(proposal.workdir)}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """The trial has left Tune; crashes were already taken by the scheduler, which knows their text."""
-        if error:
-            self._ledger.fail(self._numbers[trial_id], "its process could not be started")
+        """The trial has left Tune; crashes were already taken by the scheduler, which knows their text.
+
+        What is left are processes that died between two trials: Tune does not retry the second one, so it is handed
+        out again.
+        """
+        number = self._numbers[trial_id]
+        if not error:
+            self._ledger.finish(number)
+            return
+        self._lost[number] += 1
+        if self._lost[number] > self._max_failures:
+            self._ledger.fail(number, "its process could not be started")
         else:
-            self._ledger.finish(self._numbers[trial_id])
+            self._ledger.put_back(number, "its process was killed before it began")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study directory is the record."""
@@ -73,7 +92,7 @@ class LedgerSearch(_NotSaved, Searcher):
 class LedgerScheduler(_NotSaved, FIFOScheduler):
     """Lets the ledger decide after every report."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Books) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._ledger = ledger
         self.fatal: errors.RaylgError | None = None
@@ -129,7 +148,7 @@ class StopWhenFatal(_NotSaved, tune.Stopper):
 class Observer(_NotSaved, tune.Callback):
     """Notes restarts, and frees the workers of stopped trials should Ray Train fail to."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Books) -> None:
         self._ledger = ledger
         self._timers: list[threading.Timer] = []
 
@@ -164,7 +183,7 @@ def error_text(trial: Trial) -> str:
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The trainer's metrics among all that Tune adds."""
     named = {key: value for key, value in result.items() if "/" in key and not key.startswith("config/")}
-    own = ("pairs_seen", "pairs_per_second", "skipped_steps")
+    own = ("pairs_seen", "pairs_per_second", "micro_batch_size", *COUNTERS)
     values = {**named, **{key: result[key] for key in own if key in result}}
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
 

@@ -14,11 +14,13 @@ from rich.table import Table
 
 from raylg.console.terminal import table
 from raylg.evaluation.measures import ScoreColumns
-from raylg.search.ledger import TrialEvent
+from raylg.search.books import TrialEvent
 from raylg.search.record import TrialRecord
 
 if TYPE_CHECKING:
     from raylg.evaluation.pair_scores import PairScores
+    from raylg.search.analysis import Isolation
+    from raylg.search.importance import Importances
 
 STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "infeasible": "red", "failed": "red"}
 
@@ -41,6 +43,7 @@ class LiveStudy:
     def __init__(self, out: Console, columns: TrialColumns) -> None:
         self._out, self._columns = out, columns
         self._records: dict[int, TrialRecord] = {}
+        self._seed_number = 0
         self._started = time.monotonic()
         self._live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
 
@@ -58,12 +61,17 @@ class LiveStudy:
     def __call__(self, event: TrialEvent) -> None:
         """Take an event."""
         record = event.record
-        self._records[record.number] = record
+        if event.seed_number > self._seed_number:  # the confirmation trains the same trials again
+            self._seed_number = event.seed_number
+            self._records.clear()
+        if event.seed_number == self._seed_number:
+            self._records[record.number] = record
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
         elapsed = time.monotonic() - self._started
-        parts = [f"[{elapsed:6.0f} s] trial {record.number} {event.kind}"]
+        seed = f", fresh seed {event.seed_number}," if event.seed_number else ""
+        parts = [f"[{elapsed:6.0f} s] trial {record.number}{seed} {event.kind}"]
         if event.kind in ("started", "resumed"):
             parts.append(", ".join(f"{path}={shown(value)}" for path, value in record.values.items()))
         elif record.objective is not None:
@@ -78,7 +86,8 @@ class LiveStudy:
     def _table(self) -> Table:
         elapsed = time.monotonic() - self._started
         records = sorted(self._records.values(), key=lambda record: record.number)
-        return trial_table(f"{elapsed:.0f} s", records, self._columns)
+        seed = f"confirmation, fresh seed {self._seed_number}, " if self._seed_number else ""
+        return trial_table(f"{seed}{elapsed:.0f} s", records, self._columns)
 
 
 def trial_table(title: str, records: Sequence[TrialRecord], columns: TrialColumns) -> Table:
@@ -123,6 +132,40 @@ def comparison_table(scores: Mapping[str, PairScores], title: str, group: str) -
             difference = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
         result.add_row(name, *areas, f"{precision:.1f}", f"{metrics[f'{group}/num_matches']:.0f}", difference)
     return result
+
+
+def isolation_table(isolation: Isolation) -> Table:
+    """One row per value of the scientific parameter; AUC in per cent, time until a trial reached the baseline."""
+    from raylg.search.analysis import scientific_notation
+
+    level = f"{100 * isolation.confidence:.0f} %"
+    headers = [isolation.scientific, "trials", f"best {isolation.nuisance} [{level}]", "fitted", "best trial"]
+    result = table(isolation.sentence, [*headers, "pairs/s", "min to baseline"])
+    for setting in isolation.settings:
+        infeasible = f" ({setting.num_infeasible} infeasible)" if setting.num_infeasible else ""
+        best = "" if setting.best is None else scientific_notation(setting.best)
+        outside = "" if setting.inside or setting.best is None else ", outside the range"
+        seconds = setting.seconds_to_target
+        result.add_row(
+            f"{setting.value:g}",
+            f"{setting.num_trials}{infeasible}",
+            f"{best}{outside}",
+            *("" if score is None else f"{100 * score:.1f}" for score in (setting.fitted_score, setting.best_score)),
+            "" if setting.pairs_per_second is None else f"{setting.pairs_per_second:.1f}",
+            "" if seconds is None else f"{seconds / 60:.1f}",
+            style="green" if setting == isolation.recommended else "",
+        )
+    return result
+
+
+def importance_line(found: Importances) -> str:
+    """Which parameters decide whether a trial is among the best, or why that cannot be told."""
+    if not found.parameters:
+        return f"importance of parameters: {found.problem}"
+    shares = ", ".join(
+        f"{one.path} {100 * one.share:.0f} % [{100 * one.low:.0f}, {100 * one.high:.0f}]" for one in found.parameters
+    )
+    return f"importance of parameters over {found.num_trials} trials at {found.pairs} pairs: {shares}"
 
 
 def eta(record: TrialRecord, num_pairs: int) -> str:

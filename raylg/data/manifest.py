@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
+import raylg
 from raylg import schema
 from raylg.data.scene import Split
 from raylg.data.storage import Storage, write_atomically
@@ -171,3 +174,12 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
         shards=tuple(parse_entry(entry) for entry in values["shards"]),
         content=content,
     )
+
+
+def git_sha() -> str | None:
+    """Commit of this package, where it is a checkout; None for an installed one, or without git."""
+    folder = Path(raylg.__file__).resolve().parents[1]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

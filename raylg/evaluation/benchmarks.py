@@ -159,7 +159,7 @@ def score_batches(
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()  # an error of the estimator ends the scoring here
-        return _collect([future.result() for future in scores], config)
+        return collect([future.result() for future in scores], config)
     finally:
         threads.shutdown(cancel_futures=True)  # after an error, what has not begun never does
 
@@ -189,7 +189,14 @@ def _read_ahead(
             yield chunk, batch
 
 
-def _collect(results: Sequence[PairScore], config: EvaluationConfig) -> PairScores:
+def collect(results: Sequence[PairScore], config: EvaluationConfig) -> PairScores:
+    """Scores of pairs of one kind, one by one, as arrays.
+
+    Args:
+        results: a score per pair.
+        config: that they were scored with.
+    """
+
     def floats(values: Iterator[float]) -> FloatArray:
         return np.fromiter(values, dtype=np.float64)
 

@@ -6,44 +6,33 @@ It has never heard of Ray: whoever runs trials calls `next_trial`, `report` and 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from optuna.trial import Trial, TrialState
 
-from raylg.search.parameter import Value
+import raylg
+from raylg.search.books import EventKind, Proposal, TrialEvent
+from raylg.search.journal import reopen
+from raylg.search.meter import Meter
 from raylg.search.record import (
     FAILURES,
     INFEASIBLE,
+    LOTTERY,
     METRICS,
     REASON,
-    VALUES,
+    SECONDS,
+    STAMP,
     TrialRecord,
     read_record,
 )
 from raylg.search.rungs import Decision, Rungs
-from raylg.search.sampler import draw, reopen
+from raylg.search.sampler import Sampler
 from raylg.search.study import StudyDirectory
 
 _NUM_EQUAL_FAILURES = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialEvent:
-    """Something that a live table shows."""
-
-    kind: Literal["started", "resumed", "reported", "retried", "finished"]
-    record: TrialRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """A trial to run."""
-
-    number: int
-    values: Mapping[str, Value]
-    """Dotted configuration path to value."""
+_BASELINE = 0
 
 
 class Ledger:
@@ -52,52 +41,79 @@ class Ledger:
     Args:
         directory: the open study.
         on_event: called after each change, from the thread that made it.
+        meter: counts what is spent; by default of time alone.
+        cost: values of a trial to the seconds that it is expected to take. Interrupted trials and points of the
+            space go longest first.
+        is_feasible: whether a configuration fits the memory; others are never proposed.
     """
 
-    def __init__(self, directory: StudyDirectory, on_event: Callable[[TrialEvent], None]) -> None:
+    def __init__(
+        self,
+        directory: StudyDirectory,
+        on_event: Callable[[TrialEvent], None],
+        meter: Meter | None = None,
+        cost: Callable[[Mapping[str, Any]], float] | None = None,
+        is_feasible: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> None:
         setup = directory.setup
-        self._directory, self._setup, self._on_event = directory, setup, on_event
+        self._directory, self._setup, self._on_event, self._cost = directory, setup, on_event, cost
+        self._meter = meter or Meter(directory.path / "spent.json", setup.study.limits)
+        confirm = setup.study.confirm
+        self._share = 1.0 - confirm.budget_share if confirm.enabled else 1.0
         self.num_pairs: int = setup.run.train.num_pairs
+        self._sampler = Sampler(directory, is_feasible, cost)
+        self._max_trials = setup.study.limits.trials or sys.maxsize
         self.rungs = Rungs(
             directory.path / "rungs.json",
             setup.study.scheduler,
             num_pairs=self.num_pairs,
             report_every=setup.run.train.report_every,
+            seed=setup.study.sampler.seed,
         )
         self._live: dict[int, Trial] = {}
+        self._counted: dict[int, float] = {}
         self._stopped: dict[int, str] = {}
         self._closed = False
+        self._exhausted = False
         self._resumable = self._settle_interrupted()
-        if not directory.records():
-            baseline = setup.space.baseline_values(setup.run)
-            directory.journal.enqueue_trial(setup.space.sampler_values(baseline, setup.run))
+        self._end_by_budget()
 
     @property
     def num_remaining(self) -> int:
-        """Trials that still have to be run in this session, interrupted ones included."""
-        finished = sum(record.state not in ("running", "waiting") for record in self._directory.records())
-        return max(0, self._setup.study.num_trials - finished)
+        """At most how many trials still have to be run in this session, interrupted ones included."""
+        trials = self._directory.journal.get_trials(deepcopy=False)
+        left = max(0, self._max_trials - sum(trial.state.is_finished() for trial in trials))
+        if self._used_up() or self._exhausted:
+            return min(left, len(self._resumable) + len(self._live) or int(not trials))
+        return left
 
     def next_trial(self) -> Proposal | None:
         """The next trial to run: interrupted ones first, then new ones; None when all have been handed out."""
         if self._closed:
             return None
+        self._meter.beat(len(self._live))
+        used_up = self._end_by_budget()
+        kind: EventKind = "resumed" if self._resumable else "started"
         if self._resumable:
             number = self._resumable.pop(0)
             self._live[number] = reopen(self._directory.journal, number)
-            self._emit("resumed", number)
         else:
-            handed_out = sum(record.state != "waiting" for record in self._directory.records())
-            if handed_out >= self._setup.study.num_trials:
+            num_tried = len(self._directory.journal.get_trials(deepcopy=False))
+            if num_tried >= self._max_trials or (used_up and num_tried > 0):
                 return None
-            trial = draw(self._directory.journal, self._setup.study.sampler, self._setup.space, self._setup.run)
+            stamp = {"hashes": dict(self._setup.hashes), "version": raylg.__version__}
+            trial = self._sampler.next_trial({STAMP: stamp})
+            if trial is None:  # every configuration of a finite space was tried
+                self._exhausted = True
+                return None
             number = trial.number
             self._live[number] = trial
-            trial.set_user_attr(VALUES, self._setup.space.suggest(trial, self._setup.run))
-            self._emit("started", number)
+        self._counted[number] = self._meter.seconds
+        self._meter.beat(len(self._live))
+        self._emit(kind, number)
         record = self.record(number)
         self._directory.write_config(record)
-        return Proposal(number=number, values=record.values)
+        return Proposal(number=number, values=record.values, workdir=self._directory.trial_dir(number).resolve())
 
     def report(self, number: int, metrics: Mapping[str, float]) -> Decision:
         """Take the metrics of a trial and decide whether it goes on.
@@ -108,15 +124,17 @@ class Ledger:
         if number not in self._live or self._closed:
             return Decision(stop=True, reason=self._stopped.get(number, ""))
         trial, pairs_seen = self._live[number], int(metrics["pairs_seen"])
+        self._meter.beat(len(self._live))
         score = float(metrics[self._setup.objective])
         if not math.isfinite(score):
             self.infeasible(number, f"diverged: {self._setup.objective} = {score} after {pairs_seen} pairs")
             return Decision(stop=True, reason="diverged")
         if pairs_seen > self.record(number).pairs_seen:
             trial.set_user_attr(METRICS, dict(metrics))
+            trial.set_user_attr(SECONDS, self._seconds(number))
             trial.report(score, pairs_seen)  # last: this is what says that the report was taken
             self._emit("reported", number)
-        decision = Decision() if pairs_seen >= self.num_pairs else self.rungs.decide(number, pairs_seen, score)
+        decision = self._decide(number, pairs_seen, score)
         if decision.stop:
             self._stopped[number] = decision.reason
         return decision
@@ -150,6 +168,14 @@ class Ledger:
             self._live[number].set_user_attr(REASON, reason)
             self._emit("retried", number)
 
+    def put_back(self, number: int, reason: str) -> None:
+        """The trial lost its process before it began: it is handed out again, before all others."""
+        if number in self._live and not self._closed:
+            self.retried(number, reason)
+            del self._live[number]
+            self._resumable.insert(0, number)
+            self._meter.beat(len(self._live))
+
     def fail(self, number: int, reason: str) -> None:
         """The trial has crashed more often than allowed."""
         if number in self._live and not self._closed:
@@ -158,6 +184,7 @@ class Ledger:
     def close(self) -> None:
         """Take nothing more: what runs now is continued by the next session."""
         self._closed = True
+        self._meter.stop()
 
     def record(self, number: int) -> TrialRecord:
         """What is known of a trial."""
@@ -166,11 +193,46 @@ class Ledger:
     @property
     def common_failure(self) -> str | None:
         """Reason for which the first trials of the study all failed; None when they did not."""
-        ended = [r for r in self._directory.records() if r.state in ("complete", "stopped", "infeasible", "failed")]
-        first = sorted(ended, key=lambda record: record.number)[:_NUM_EQUAL_FAILURES]
-        if len(ended) < _NUM_EQUAL_FAILURES or any(record.state != "failed" for record in first):
+        trials = self._directory.journal.get_trials(deepcopy=False)
+        first = [trial for trial in trials if trial.state.is_finished()][:_NUM_EQUAL_FAILURES]
+        if len(first) < _NUM_EQUAL_FAILURES or any(trial.state != TrialState.FAIL for trial in first):
             return None
-        return first[0].reason
+        return read_record(first[0]).reason
+
+    def _decide(self, number: int, pairs_seen: int, score: float) -> Decision:
+        """What a rung says, and below the full budget, the budget of the study."""
+        if pairs_seen >= self.num_pairs:
+            return Decision()
+        decision = self._pass_rung(number, pairs_seen, score)
+        used_up = self._used_up()
+        if used_up and not decision.stop and number != _BASELINE:
+            return Decision(stop=True, reason=used_up)
+        return decision
+
+    def _pass_rung(self, number: int, pairs_seen: int, score: float) -> Decision:
+        decision = self.rungs.decide(number, pairs_seen, score)
+        if decision.reason and not decision.stop and not self.record(number).lottery:
+            self._live[number].set_user_attr(LOTTERY, decision.reason)
+        return decision
+
+    def _used_up(self) -> str:
+        """Why the search may not spend more; empty while it may. The rest of the budget belongs to the confirmation."""
+        limit = self._meter.reached(self._share)
+        return f"budget {limit} used up" if limit is not None else ""
+
+    def _end_by_budget(self) -> str:
+        """Stop interrupted trials for which nothing is left, but not the baseline; why, or empty."""
+        used_up = self._used_up()
+        for number in [number for number in self._resumable if used_up and number != _BASELINE]:
+            self._resumable.remove(number)
+            self._live[number] = reopen(self._directory.journal, number)
+            self._tell(number, TrialState.PRUNED, used_up)
+        return used_up
+
+    def _seconds(self, number: int) -> float:
+        """For which a live trial has held its workers, this session's part added up to now."""
+        last, self._counted[number] = self._counted[number], self._meter.seconds
+        return round(self.record(number).seconds + self._meter.seconds - last, 3)
 
     def _settle_interrupted(self) -> list[int]:
         """Close trials whose end was decided before the interruption; the numbers of the others."""
@@ -180,26 +242,33 @@ class Ledger:
                 continue
             number = record.number
             self._live[number] = reopen(self._directory.journal, number)
-            if not record.values:  # killed between asking and recording: what was asked is in the journal
-                trial = self._live[number]
-                trial.set_user_attr(VALUES, self._setup.space.suggest(trial, self._setup.run))
-            scores: Mapping[int, Any] = self._directory.journal.get_trials(deepcopy=False)[number].intermediate_values
-            for pairs_seen, score in sorted(scores.items()):
-                if pairs_seen < self.num_pairs and (decision := self.rungs.decide(number, pairs_seen, score)).stop:
+            for pairs_seen, score in record.scores.items():
+                if pairs_seen < self.num_pairs and (decision := self._pass_rung(number, pairs_seen, score)).stop:
                     self._stopped[number] = decision.reason
             if number in self._stopped or record.pairs_seen >= self.num_pairs:
                 self.finish(number)
             else:
                 del self._live[number]
                 resumable.append(number)
-        return resumable
+        return sorted(resumable, key=self._expected_seconds, reverse=True)
+
+    def _expected_seconds(self, number: int) -> float:
+        """What is left of a trial, by which the longest goes first; the same for all when nobody knows."""
+        if self._cost is None:
+            return 0.0
+        record = self.record(number)
+        return self._cost(record.values) * (1 - record.pairs_seen / self.num_pairs)
 
     def _tell(self, number: int, state: TrialState, reason: str, score: float | None = None) -> None:
         trial = self._live[number]
+        self._meter.beat(len(self._live))
         trial.set_user_attr(REASON, reason)
+        if number in self._counted:
+            trial.set_user_attr(SECONDS, self._seconds(number))
         self._directory.journal.tell(trial, score, state=state)
         del self._live[number]
+        self._meter.beat(len(self._live))
         self._emit("finished", number)
 
-    def _emit(self, kind: Literal["started", "resumed", "reported", "retried", "finished"], number: int) -> None:
+    def _emit(self, kind: EventKind, number: int) -> None:
         self._on_event(TrialEvent(kind=kind, record=self.record(number)))

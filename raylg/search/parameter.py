@@ -19,7 +19,7 @@ _ROLES = ("scientific", "nuisance")
 
 
 class Suggester(Protocol):
-    """What draws values: an optuna trial, or `RandomSuggester`."""
+    """What draws values: an optuna trial, or one of `suggest`."""
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
         """Draw a float in [low, high]."""
@@ -61,6 +61,21 @@ class Parameter:
     def ends(self) -> tuple[Value, ...]:
         """Every choice, or both ends of the range."""
         return self.values if self.type == "choice" else (self.low, self.high)
+
+    @property
+    def num_values(self) -> int | None:
+        """How many values it can take; None for a continuous range."""
+        if self.type == "choice":
+            return len(self.values)
+        step = self.step or (1 if self.type == "int" else None)
+        return round((self.high - self.low) / step) + 1 if step else None
+
+    def nth(self, index: int) -> Value:
+        """The value at an index below `num_values`, in the order of the range or the list."""
+        if self.type == "choice":
+            return self.values[index]
+        value = self.low + index * (self.step or 1)
+        return int(value) if self.type == "int" else float(value)
 
     @property
     def depends_on(self) -> frozenset[str]:

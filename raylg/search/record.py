@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
+FORMAT = 1
+"""Of the study directory."""
+
 State = Literal["waiting", "running", "complete", "stopped", "infeasible", "failed"]
 
 VALUES, METRICS, REASON, INFEASIBLE, FAILURES = "values", "metrics", "reason", "infeasible", "failures"
+LOTTERY, SECONDS, STAMP = "lottery", "seconds", "stamp"
 """User attributes of a trial in the journal."""
 
 _RANK: Mapping[State, int] = {"complete": 0, "running": 1, "waiting": 1, "stopped": 2, "infeasible": 3, "failed": 4}
@@ -26,7 +30,8 @@ class TrialRecord:
     values: Mapping[str, Any]
     """Dotted configuration path to the value tried."""
     state: State
-    """complete: full budget; stopped: by a rung; infeasible: cannot be trained; failed: crashed too often."""
+    """complete: full budget; stopped: by a rung or because the study's budget was used up; infeasible: cannot be
+    trained; failed: crashed too often."""
     reason: str
     """Why it was stopped, is infeasible or failed; empty otherwise."""
     pairs_seen: int
@@ -39,12 +44,23 @@ class TrialRecord:
     """Workers lost to crashes so far; each time the trial went on from its checkpoint."""
     started: datetime | None
     finished: datetime | None
+    scores: Mapping[int, float] = field(default_factory=dict)
+    """Pairs seen to score, of all reports in order."""
+    lottery: str = ""
+    """Why a rung would have stopped it, had it not been drawn to go on; empty for all others."""
+    seconds: float = 0.0
+    """For which it has held its workers, over all sessions, up to its last report or its end."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Of data and scoring protocol when it started; trials with different ones are never ranked together."""
+    version: str = ""
+    """Of raylg when it started."""
 
 
 def read_record(trial: FrozenTrial) -> TrialRecord:
     """The record of a trial of the journal."""
     attributes = trial.user_attrs
-    scores = trial.intermediate_values
+    stamp = attributes.get(STAMP, {})
+    scores = dict(sorted(trial.intermediate_values.items()))
     return TrialRecord(
         number=trial.number,
         values=attributes.get(VALUES, {}),
@@ -56,6 +72,11 @@ def read_record(trial: FrozenTrial) -> TrialRecord:
         num_failures=attributes.get(FAILURES, 0),
         started=trial.datetime_start,
         finished=trial.datetime_complete,
+        scores=scores,
+        lottery=attributes.get(LOTTERY, ""),
+        seconds=attributes.get(SECONDS, 0.0),
+        hashes=stamp.get("hashes", {}),
+        version=stamp.get("version", ""),
     )
 
 

@@ -1,109 +1,264 @@
-"""Optuna's side of a study: storage, samplers, and how a configuration is drawn."""
+"""Who proposes the next configuration of a study.
+
+Samplers of Optuna see the trials on a copy in memory: rejected candidates leave no trace in the journal, trials of
+other studies can be observed without becoming part of this one, and ranges that were widened hold for all trials.
+"""
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial, TrialState
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from raylg.errors import ConfigError
 from raylg.search.config import SamplerConfig
+from raylg.search.designs import grid, grid_size, sobol
+from raylg.search.journal import distributions, start_trial
+from raylg.search.parameter import Value
+from raylg.search.record import VALUES
 from raylg.search.space import SearchSpace
+from raylg.search.study import StudyDirectory
+from raylg.search.suggest import FixedSuggester, RandomSuggester
 
-STUDY_NAME = "raylg"
+SOBOL = "sobol"
+"""User attribute: index of a trial's point in the Sobol sequence."""
+
+_OBSERVED = (TrialState.COMPLETE, TrialState.PRUNED)
 _MAX_REJECTIONS = 2000
+_MAX_MODEL_REJECTIONS = {"tpe": 50, "gp": 3}
+"""Proposals of a model in a row that the space does not take before a Sobol point is tried: a model that favours the
+wrong side of a constraint may do so for ever, and each proposal of a Gaussian process costs a second."""
 
 
-def open_journal(path: Path) -> optuna.Study:
-    """Open or create the study in a journal file; the caller must be its only writer.
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A configuration that may be tried."""
 
-    What a killed writer leaves behind, half a line and a lock, is removed.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _drop_torn_line(path)
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-    return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(path))),
-        sampler=RandomSampler(seed=0),  # never used: `draw` enqueues what its own sampler chose
-        study_name=STUDY_NAME,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    params: Mapping[str, Value]
+    """By the names in the sampler."""
+    values: Mapping[str, Value]
+    """By dotted path."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make_sampler(config: SamplerConfig, *, offset: int) -> BaseSampler:
-    """Build the sampler.
+class Sampler:
+    """Starts the trials of a study: the baseline, the points of the space, then what the sampler proposes.
+
+    What comes next depends on the journal, the space and the seed alone, so that an interrupted study goes on as if
+    nothing had happened. No configuration is tried twice.
 
     Args:
-        config: its options.
-        offset: number of trials so far, so that a resumed study draws no configuration twice.
+        directory: the open study.
+        is_feasible: whether a configuration can be trained at all; others are never proposed.
+        cost: values to expected seconds; points of the space are tried longest first, else in their order.
     """
-    # Not their sum: the draws of seed 1 would be those of seed 0, moved by one.
-    seed = int(np.random.SeedSequence([config.seed, offset]).generate_state(1)[0])
-    if config.name == "random":
-        return RandomSampler(seed=seed)
+
+    def __init__(
+        self,
+        directory: StudyDirectory,
+        is_feasible: Callable[[Mapping[str, Value]], bool] | None = None,
+        cost: Callable[[Mapping[str, Value]], float] | None = None,
+    ) -> None:
+        setup = directory.setup
+        self._cost = cost
+        self._journal, self._config, self._is_trainable = directory.journal, setup.study.sampler, is_feasible
+        self._space: SearchSpace = setup.space
+        self._run = setup.run
+        self._prior = directory.prior.trials
+        self._distributions = distributions(self._space)
+        self._observed: dict[int, FrozenTrial] = {}
+        self._tried: set[str] = set()
+        self._memory = self._make_memory(self._prior)
+
+    def next_trial(self, attributes: Mapping[str, Any]) -> Trial | None:
+        """Start the next trial; None when every configuration of a finite space has been tried.
+
+        Args:
+            attributes: what the trial is stamped with.
+
+        Raises:
+            ConfigError: the constraints leave (almost) nothing to draw.
+        """
+        candidate = self._propose()
+        if candidate is None:
+            return None
+        stamped = {**attributes, **candidate.attributes, VALUES: dict(candidate.values)}
+        return start_trial(self._journal, self._space, candidate.params, stamped)
+
+    def _propose(self) -> _Candidate | None:
+        trials = self._journal.get_trials(deepcopy=False)
+        self._observe(trials)
+        space, run = self._space, self._run
+        points = space.point_values(run)
+        if self._cost is not None:
+            points.sort(key=self._cost, reverse=True)
+        for values in [space.baseline_values(run)][len(trials) :] + points:
+            if _key(values) not in self._tried:
+                return _Candidate(params=space.sampler_values(values, run), values=values)
+        source: Iterator[_Candidate]
+        if self._config.name == "grid":
+            source = self._grid()
+        elif self._config.name == "random":
+            source = itertools.islice(self._random(len(trials)), _MAX_REJECTIONS)
+        else:
+            source = self._sobol(trials)
+            if self._config.name != "sobol" and self._num_observed >= self._config.num_startup_trials:
+                source = itertools.chain(self._model(trials), source)
+        finite = grid_size(space) is not None
+        found = next(filter(self._is_new, itertools.chain(source, self._grid() if finite else ())), None)
+        if found is None and not finite:
+            raise ConfigError(
+                f"search space {space.name}: {_MAX_REJECTIONS} configurations in a row violate the constraints or do "
+                "not fit the memory; loosen the constraints or narrow the ranges"
+            )
+        return found
+
+    @property
+    def _num_observed(self) -> int:
+        return len(self._prior) + sum(trial.state in _OBSERVED for trial in self._observed.values())
+
+    def _is_new(self, candidate: _Candidate) -> bool:
+        values = candidate.values
+        if _key(values) in self._tried or not self._space.is_feasible(values, self._run):
+            return False
+        return self._is_trainable is None or self._is_trainable(values)
+
+    def _random(self, num_trials: int) -> Iterator[_Candidate]:
+        # Not the sum of seed and number: the draws of seed 1 would be those of seed 0, moved by one.
+        suggester = RandomSuggester(self._seed(num_trials))
+        while True:
+            suggester.params.clear()
+            values = self._space.suggest(suggester, self._run)
+            yield _Candidate(params=dict(suggester.params), values=values)
+
+    def _sobol(self, trials: Iterable[FrozenTrial]) -> Iterator[_Candidate]:
+        start = max((trial.user_attrs[SOBOL] for trial in trials if SOBOL in trial.user_attrs), default=-1) + 1
+        points = sobol(self._space, self._seed(), start)
+        for index, point in zip(range(start, start + _MAX_REJECTIONS), points, strict=False):
+            values = self._space.suggest(point, self._run)
+            yield _Candidate(params=point.params, values=values, attributes={SOBOL: index})
+
+    def _grid(self) -> Iterator[_Candidate]:
+        for params in grid(self._space, self._config.seed):
+            values = self._space.suggest(FixedSuggester(params), self._run)
+            yield _Candidate(params=self._space.sampler_values(values, self._run), values=values)
+
+    def _model(self, trials: list[FrozenTrial]) -> Iterator[_Candidate]:
+        """What the model of the scores proposes, with the running trials in sight."""
+        gp = self._config.name == "gp"
+        study = self._make_memory(_for_gaussian_process(self._all_observed())) if gp else self._memory
+        study.sampler = _make_sampler(self._config, self._seed(len(trials)))
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        numbers = [_add(study, create_trial(**self._drawn(trial), state=TrialState.RUNNING)) for trial in running]
+        try:
+            for _ in range(_MAX_MODEL_REJECTIONS[self._config.name]):
+                candidate = study.ask()
+                numbers.append(candidate.number)
+                values = self._space.suggest(candidate, self._run)
+                params = dict(candidate.params)
+                study.tell(numbers.pop(), state=TrialState.FAIL)  # models overlook failed trials
+                yield _Candidate(params=params, values=values)
+        finally:
+            for number in numbers:
+                study.tell(number, state=TrialState.FAIL)
+
+    def _observe(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take trials that have ended, in the order in which they did."""
+        new = [t for t in trials if t.number not in self._observed]
+        self._tried.update(_key(t.user_attrs[VALUES]) for t in new)
+        ended = [t for t in new if t.state.is_finished()]
+        for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
+            observation = self._observation(trial)
+            self._observed[trial.number] = observation
+            if observation.state in _OBSERVED:
+                self._memory.add_trial(observation)
+
+    def _observation(self, trial: FrozenTrial) -> FrozenTrial:
+        return create_trial(
+            **self._drawn(trial),
+            state=trial.state,
+            value=trial.value,
+            intermediate_values=trial.intermediate_values,
+            constraints=trial.constraints,
+        )
+
+    def _all_observed(self) -> list[FrozenTrial]:
+        return [*self._prior, *(trial for trial in self._observed.values() if trial.state in _OBSERVED)]
+
+    def _drawn(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Parameters of a trial with the present ranges."""
+        return {"params": trial.params, "distributions": {name: self._distributions[name] for name in trial.params}}
+
+    def _make_memory(self, trials: Iterable[FrozenTrial]) -> optuna.Study:
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(trials)
+        return study
+
+    def _seed(self, *place: int) -> int:
+        return int(np.random.SeedSequence([self._config.seed, *place]).generate_state(1)[0])
+
+
+def _make_sampler(config: SamplerConfig, seed: int) -> BaseSampler:
+    if config.name == "gp":
+        return GPSampler(seed=seed, n_startup_trials=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return TPESampler(
             seed=seed,
-            n_startup_trials=config.num_startup_trials,
+            n_startup_trials=0,
             multivariate=True,
             group=True,  # conditional parameters
             constant_liar=True,  # trials that run at the same time are kept apart
         )
 
 
-def draw(study: optuna.Study, config: SamplerConfig, space: SearchSpace, run: object) -> Trial:
-    """Ask for a configuration that the constraints and the configuration itself accept.
+def _for_gaussian_process(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Give every trial a score at full budget and a constraint, because Optuna's Gaussian process overlooks the others.
 
-    Candidates are drawn on a copy of the study, so that rejected ones leave no trace: trial numbers have no gaps and
-    the sampler learns from trials only. The accepted one is enqueued before it is asked for: a crash in between loses
-    nothing.
-
-    Raises:
-        ConfigError: the constraints leave (almost) nothing to draw.
+    A stopped trial gets its last score plus what complete trials gained after that many pairs, in the median; an
+    infeasible one the lowest score, and violates the constraint.
     """
-    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        study.enqueue_trial(_candidate(study, config, space, run))
-    trial = study.ask()
-    space.suggest(trial, run)
-    return trial
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    scores = [_projected(trial, complete) for trial in trials]
+    lowest = min((score for score in scores if score is not None), default=0.0)
+    constrained = any(trial.constraints for trial in trials)
+    return [
+        create_trial(
+            state=TrialState.COMPLETE,
+            value=lowest if trial.constraints or score is None else score,
+            params=trial.params,
+            distributions=trial.distributions,
+            constraints={"infeasible": 1.0 if trial.constraints else -1.0} if constrained else None,
+        )
+        for trial, score in zip(trials, scores, strict=True)
+    ]
 
 
-def _candidate(study: optuna.Study, config: SamplerConfig, space: SearchSpace, run: object) -> dict[str, object]:
-    trials = study.get_trials(deepcopy=False)
-    copy = optuna.create_study(direction="maximize", sampler=make_sampler(config, offset=len(trials)))
-    copy.add_trials(trials)
-    for _ in range(_MAX_REJECTIONS):
-        candidate = copy.ask()
-        values = space.suggest(candidate, run)
-        if space.is_feasible(values, run):
-            return dict(candidate.params)
-        copy.tell(candidate, state=TrialState.FAIL)
-    raise ConfigError(
-        f"search space {space.name}: {_MAX_REJECTIONS} configurations in a row violate the constraints; "
-        "loosen the constraints or narrow the ranges"
-    )
+def _projected(trial: FrozenTrial, complete: Iterable[FrozenTrial]) -> float | None:
+    """Expected score of a trial at full budget; None before its first report."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    if not trial.intermediate_values:
+        return None
+    last = max(trial.intermediate_values)
+    gains = [float(c.value or 0.0) - c.intermediate_values[last] for c in complete if last in c.intermediate_values]
+    return trial.intermediate_values[last] + (statistics.median(gains) if gains else 0.0)
 
 
-def reopen(study: optuna.Study, number: int) -> Trial:
-    """The live handle of a trial that was running when the study was interrupted."""
-    (frozen,) = (t for t in study.get_trials(deepcopy=False) if t.number == number)
-    return Trial(study, frozen._trial_id)
+def _add(study: optuna.Study, trial: FrozenTrial) -> int:
+    study.add_trial(trial)
+    return len(study.get_trials(deepcopy=False)) - 1
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut the journal after its last complete line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        with path.open("r+b") as file:
-            file.truncate(complete)
+def _key(values: Mapping[str, Value]) -> str:
+    """The same text for configurations that differ by rounding only."""
+    shown = {path: f"{v:.10g}" if isinstance(v, float) else repr(v) for path, v in values.items()}
+    return repr(sorted(shown.items()))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import graphlib
-import math
-import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,34 +13,11 @@ from raylg.schema import get, nearest, override
 from raylg.search.expression import Expression
 from raylg.search.fixed import why_fixed
 from raylg.search.parameter import Parameter, Suggester, Value, parse_parameter
+from raylg.search.suggest import RandomSuggester
 
-_KEYS = ("description", "parameters", "constraints", "baseline")
+_KEYS = ("description", "parameters", "constraints", "baseline", "points")
 _NUM_DRAWS = 200
-
-
-class RandomSuggester:
-    """Draws uniformly (log-uniformly where asked); what validation uses in place of an optuna trial."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
-        """Draw a float in [low, high]."""
-        if log:
-            return min(max(math.exp(self._random.uniform(math.log(low), math.log(high))), low), high)
-        if step:
-            return low + step * self._random.randint(0, round((high - low) / step))
-        return self._random.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        """Draw an int in [low, high]."""
-        if log:
-            return min(max(round(math.exp(self._random.uniform(math.log(low), math.log(high)))), low), high)
-        return low + step * self._random.randint(0, (high - low) // step)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value:
-        """Draw one of `choices`."""
-        return self._random.choice(choices)
+_BASELINE = "baseline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +30,8 @@ class SearchSpace:
     constraints: tuple[Expression, ...]
     baseline: Mapping[str, Value]
     """Values as written in the file; `baseline_values` completes them from the configuration."""
+    points: tuple[Mapping[str, Value], ...]
+    """What is tried right after the baseline, as written; `point_values` completes them from the baseline."""
     source: Mapping[str, Any]
     """The mapping that was parsed; what a study records."""
     problems: tuple[str, ...] = ()
@@ -101,6 +78,7 @@ class SearchSpace:
             parameters=parameters,
             constraints=_constraints(mapping.get("constraints") or [], problems),
             baseline=dict(baseline),
+            points=_points(mapping.get("points") or [], entries, problems),
             source=mapping,
             problems=tuple(problems),
         )
@@ -139,7 +117,7 @@ class SearchSpace:
                 _missing(path, run, f"constraint {constraint.text!r}: ", problems)
         if len(usable) == len(self.parameters) and len(problems) == len(self.problems):
             before = len(problems)
-            self._check_baseline(run, problems)
+            self._check_starts(run, problems)
             if len(problems) == before and not self.problems:
                 self._check_ends(run, problems)
             if len(problems) == before and not self.problems:
@@ -174,18 +152,34 @@ class SearchSpace:
             return False
         return True
 
-    def baseline_values(self, run: object) -> dict[str, Value]:
-        """Dotted path to value of trial 0: the file's baseline, completed from the configuration."""
+    def assign(self, lookup: Callable[[str], Value], run: object) -> dict[str, Value]:
+        """Dotted path to the value that `lookup` has for it, for the parameters whose condition holds."""
         values: dict[str, Value] = {}
         for parameter in self.parameters:
             if self._is_active(parameter, values, run):
-                values[parameter.path] = self.baseline.get(parameter.path, get(run, parameter.path))
+                values[parameter.path] = lookup(parameter.path)
         return values
+
+    def baseline_values(self, run: object) -> dict[str, Value]:
+        """Dotted path to value of trial 0: the file's baseline, completed from the configuration."""
+        return self.assign(lambda path: self.baseline.get(path, get(run, path)), run)
+
+    def point_values(self, run: object) -> list[dict[str, Value]]:
+        """Dotted path to value of each point; what it leaves out is as in the baseline, relative ones at its offset."""
+        baseline = self.baseline_values(run)
+        return [self._follow({**baseline, **point}, run, given=point) for point in self.points]
+
+    def why_outside(self, values: Mapping[str, Value], run: object) -> dict[str, str]:
+        """Dotted path to what is wrong with a value there, for those that cannot be drawn."""
+        found = {p.path: p.why_outside(_relative(p, values[p.path], values, run)) for p in self._at(values)}
+        return {path: reason for path, reason in found.items() if reason}
 
     def sampler_values(self, values: Mapping[str, Value], run: object) -> dict[str, Value]:
         """Translate dotted path to value into what the sampler stores (offsets are relative there)."""
-        by_path = {p.path: p for p in self.parameters}
-        return {by_path[path].name: _relative(by_path[path], value, values, run) for path, value in values.items()}
+        return {p.name: _relative(p, values[p.path], values, run) for p in self._at(values)}
+
+    def _at(self, values: Mapping[str, Value]) -> list[Parameter]:
+        return [parameter for parameter in self.parameters if parameter.path in values]
 
     def _is_active(self, parameter: Parameter, values: Mapping[str, Value], run: object) -> bool:
         return parameter.when is None or bool(parameter.when.evaluate(lambda path: _lookup(path, values, run)))
@@ -204,22 +198,33 @@ class SearchSpace:
             )
         return len(problems) == before
 
-    def _check_baseline(self, run: object, problems: list[str]) -> None:
-        before = len(problems)
-        values = self.baseline_values(run)
-        for parameter in self.parameters:
-            if parameter.path not in values:
-                continue
-            value = values[parameter.path]
-            reason = parameter.why_outside(_relative(parameter, value, values, run))
-            if reason:
-                origin = "baseline" if parameter.path in self.baseline else "baseline (from the configuration)"
-                problems.append(
-                    f"{origin}: {parameter.path} = {value!r} is {reason} ({parameter.describe()}); "
-                    "give a baseline inside the space, or widen the space"
-                )
-        if len(problems) == before:
-            problems.extend(f"baseline: {reason}" for reason in self._refusals(values, run))
+    def _check_starts(self, run: object, problems: list[str]) -> None:
+        """The baseline and the points must lie in the space and build."""
+        self._check_start(_BASELINE, self.baseline, self.baseline_values(run), run, problems)
+        for index, (point, values) in enumerate(zip(self.points, self.point_values(run), strict=True)):
+            problems.extend(
+                f"points[{index}]: {parameter.path} = {point[parameter.path]!r} is given, but {parameter.when.text!r} "
+                "does not hold there; drop it, or give what it needs"
+                for parameter in self.parameters
+                if parameter.path in point and parameter.path not in values and parameter.when
+            )
+            self._check_start(f"points[{index}]", point, values, run, problems)
+
+    def _check_start(
+        self, name: str, given: Mapping[str, Value], values: Mapping[str, Value], run: object, problems: list[str]
+    ) -> None:
+        by_path = {parameter.path: parameter for parameter in self.parameters}
+        outside = self.why_outside(values, run)
+        for path, reason in outside.items():
+            origin = (
+                name if path in given else f"{name} (from the {'configuration' if name == _BASELINE else _BASELINE})"
+            )
+            problems.append(
+                f"{origin}: {path} = {values[path]!r} is {reason} ({by_path[path].describe()}); "
+                f"give a {name.partition('s[')[0]} inside the space, or widen the space"
+            )
+        if not outside:
+            problems.extend(f"{name}: {reason}" for reason in self._refusals(values, run))
 
     def _check_ends(self, run: object, problems: list[str]) -> None:
         """Vary one parameter at a time from the baseline."""
@@ -235,16 +240,16 @@ class SearchSpace:
                 except ConfigError as error:
                     problems.extend(f"{parameter.path} = {shown!r}: {line}" for line in str(error).splitlines())
 
-    def _follow(self, values: Mapping[str, Value], run: object) -> dict[str, Value]:
-        """Keep relative parameters at their baseline offset, and drop those whose condition no longer holds."""
+    def _follow(self, values: Mapping[str, Value], run: object, given: Collection[str] = ()) -> dict[str, Value]:
+        """Keep relative parameters that are not `given` at their baseline offset; drop those that do not apply."""
         baseline = self.baseline_values(run)
         result: dict[str, Value] = {}
         for parameter in self.parameters:
             path = parameter.path
             if not self._is_active(parameter, {**values, **result}, run):
                 continue
-            value = values.get(path, get(run, path))
-            if parameter.offset_from and path in baseline and value == baseline[path]:
+            value = values.get(path, self.baseline.get(path, get(run, path)))
+            if parameter.offset_from and path in baseline and path not in given and value == baseline[path]:
                 value = _absolute(parameter, _relative(parameter, value, baseline, run), {**values, **result}, run)
             result[path] = value
         return result
@@ -295,6 +300,19 @@ def _constraints(texts: Any, problems: list[str]) -> tuple[Expression, ...]:
         except ConfigError as error:
             problems.append(f"constraint {error}")
     return tuple(result)
+
+
+def _points(entries: Any, parameters: Mapping[str, Any], problems: list[str]) -> tuple[Mapping[str, Value], ...]:
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+        problems.append(f"points = {entries!r}: expected a list of mappings, such as [{{optim.lr: 3.0e-4}}]")
+        return ()
+    problems.extend(
+        f"points[{index}]: {path} is not a parameter of the space{nearest(str(path), parameters)}"
+        for index, entry in enumerate(entries)
+        for path in entry
+        if path not in parameters
+    )
+    return tuple(dict(entry) for entry in entries)
 
 
 def _missing(path: str, run: object, prefix: str, problems: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 study.yaml      resolved configuration, space, versions, hashes of data and scoring protocol
 journal.log     Optuna journal: configurations, scores and states of all trials
+prior.json      what other studies found, where study.warm_start names some
 rungs.json      scores recorded at each rung, with the decisions taken
 trials/0007/    config.yaml, metrics.jsonl, events.*, pairs.npz, log.txt, checkpoints/
 best.yaml       resolved configuration of the best trial at full budget
@@ -10,9 +11,10 @@ best.yaml       resolved configuration of the best trial at full budget
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,39 +25,17 @@ import optuna
 import yaml
 
 import raylg
-from raylg.data.manifest import write_text_atomically
+from raylg.data.manifest import git_sha, write_text_atomically
 from raylg.errors import ConfigError
 from raylg.schema import override, to_mapping
 from raylg.search.config import StudyConfig
-from raylg.search.record import TrialRecord, rank, read_record
-from raylg.search.sampler import open_journal
+from raylg.search.designs import check_sampler
+from raylg.search.journal import open_journal
+from raylg.search.record import FORMAT, TrialRecord, rank, read_record
+from raylg.search.resume import check_unchanged
 from raylg.search.space import SearchSpace
+from raylg.search.warm_start import load_prior
 
-FORMAT = 1
-_MAY_CHANGE = (
-    "study.num_trials",
-    "study.max_concurrent_trials",
-    "study.dir",
-    "study.name",
-    "study.sampler.",
-    "run.scale.",
-    "run.data.path",  # data may move: their hash is compared
-    "run.data.source",
-    "run.data.cache_dir",
-    "run.data.storage.",
-    "run.benchmarks.megadepth1500.path",
-    "run.data.prefetch_batches",
-    "run.evaluation.batch_size",
-    "run.evaluation.num_threads",
-    "run.train.micro_batch_size",
-    "run.train.checkpointed",
-    "run.train.compile",
-    "run.train.num_figures",
-    "run.train.log_every",
-    "run.train.rungs",
-    "run.train.checkpoint_storage",
-    "run.train.profile_steps",
-)
 _PACKAGES = ("torch", "ray", "optuna", "poselib", "pycolmap", "numpy")
 
 
@@ -69,6 +49,8 @@ class StudySetup:
     """Configuration that trials are laid over, a nested dataclass."""
     hashes: Mapping[str, str]
     """Name to hash of what else must stay the same, such as ``data`` and ``protocol``."""
+    command: str = ""
+    """What was typed; the report says how to continue."""
 
     @property
     def objective(self) -> str:
@@ -104,19 +86,25 @@ class StudyDirectory:
         """Create the directory, or open it to continue.
 
         Raises:
-            ConfigError: another process runs the study; or it was made with another space, configuration, data or
-                protocol (the differences are shown).
+            ConfigError: another process runs the study; it was made with another space, configuration, data or
+                protocol (the differences are shown); a study to start from does not fit; or the sampler cannot draw
+                from the space.
         """
+        check_sampler(setup.study.sampler, setup.space)
         self.setup = setup
         self.path = setup.path
         description = self.path / "study.yaml"
         if description.exists():
-            _check_unchanged(description, setup)
+            check_unchanged(description, setup)
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise ConfigError(f"{self.path}: exists and is no study; choose another --name or study.dir")
+        self.prior = load_prior(self.path / "prior.json", setup)
+        """What the sampler knows of other studies."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _take_lock(self.path / ".lock")
+        self._lock = take_lock(self.path)
         self._describe(description)  # first, so that a directory without it was never a study
+        if self.prior.studies:
+            self.prior.save(self.path / "prior.json")
         self.journal: optuna.Study = open_journal(self.path / "journal.log")
 
     def __enter__(self) -> StudyDirectory:
@@ -142,8 +130,14 @@ class StudyDirectory:
         return [read_record(trial) for trial in self.journal.get_trials(deepcopy=False)]
 
     def table(self) -> list[TrialRecord]:
-        """All trials, best first."""
-        return sorted(self.records(), key=rank)
+        """All trials, best first.
+
+        Raises:
+            ConfigError: some were scored on other data or by another protocol.
+        """
+        records = self.records()
+        _check_comparable(self.path, records)
+        return sorted(records, key=rank)
 
     def best(self) -> TrialRecord | None:
         """The best trial at full budget; None before one has finished."""
@@ -167,6 +161,7 @@ class StudyDirectory:
             f"# Best of study {self.path.name}: trial {best.number}, {changed}",
             f"# {self.setup.objective} = {best.objective:.4f} after {best.pairs_seen} pairs, among "
             f"{len(self.records())} trials. It was chosen by this number, which is therefore optimistic.",
+            "# It is not confirmed on fresh seeds.",
             f"# raylg {raylg.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {hashes}",
             f"# Train it again: python -m raylg.train --config {self.path / 'best.yaml'}",
         ]
@@ -179,6 +174,7 @@ class StudyDirectory:
         stored = yaml.safe_load(path.read_text()) if path.exists() else {}
         versions = {
             "raylg": raylg.__version__,
+            **({} if (commit := git_sha()) is None else {"git": commit}),
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _PACKAGES},
         }
@@ -190,6 +186,7 @@ class StudyDirectory:
             "created": stored.get("created") or f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "versions": stored.get("versions", versions),
             **({"resumed_with": resumed} if resumed else {}),
+            "command": self.setup.command,
             **self.setup.to_mapping(),
         }
         write_text_atomically(path, dump_yaml(content))
@@ -197,56 +194,66 @@ class StudyDirectory:
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
     """YAML text that OmegaConf and PyYAML read back as the same mapping."""
-    return yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=120)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C, where built with it: one is written for every trial
+    return str(yaml.dump(dict(mapping), Dumper=dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _check_unchanged(path: Path, setup: StudySetup) -> None:
-    stored = yaml.safe_load(path.read_text())
-    if not isinstance(stored, Mapping) or stored.get("format") != FORMAT:
-        found = stored.get("format") if isinstance(stored, Mapping) else None
-        raise ConfigError(
-            f"{path}: study format {found!r}, this version of raylg reads format {FORMAT}; choose another --name"
-        )
-    before, now = _flatten(stored), _flatten(setup.to_mapping())
-    groups = ("hashes.", "study.", "space.", "run.")
-    keys = [key for key in {**before, **now} if key.startswith(groups) and not key.startswith(_MAY_CHANGE)]
-    changed = [key for key in keys if before.get(key) != now.get(key) or (key in before) != (key in now)]
-    if changed:
-        lines = [f"  {_shown(key)} was {_value(before, key)}, now {_value(now, key)}" for key in changed]
+def _check_comparable(path: Path, records: Sequence[TrialRecord]) -> None:
+    """Refuse to rank across hashes: files of several studies were mixed."""
+    groups: dict[str, list[int]] = {}
+    for record in records:
+        groups.setdefault(", ".join(f"{k} {v}" for k, v in sorted(record.hashes.items())), []).append(record.number)
+    if len(groups) > 1:
+        lines = [
+            f"  trials {', '.join(map(str, numbers))}: {hashes or 'no hash'}" for hashes, numbers in groups.items()
+        ]
         raise ConfigError(
             "\n".join(
                 (
-                    f"{path.parent}: this study was started with another setup, so its trials could not be compared:",
+                    f"{path}: trials were scored on different data or by different protocols, and cannot be ranked:",
                     *lines,
-                    "repeat the earlier command to continue it, or start a new study with another --name",
+                    "put each study back into a folder of its own",
                 )
             )
         )
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in mapping.items():
-        leaves.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return leaves
+def set_aside(path: Path) -> Path | None:
+    """Rename a study directory, so that its name is free for a new study; nothing is deleted.
+
+    Args:
+        path: the study directory.
+
+    Returns:
+        Its new path, ``<name>.old-<n>``; None when there is no such study.
+
+    Raises:
+        ConfigError: it is no study, or another process is running it.
+    """
+    if not path.is_dir():
+        return None
+    if not (path / "study.yaml").exists():
+        raise ConfigError(f"{path}: is no study and stays where it is; choose another --name or study.dir")
+    lock = take_lock(path)
+    numbers = itertools.count(1)
+    target = next(t for t in (path.with_name(f"{path.name}.old-{n}") for n in numbers) if not t.exists())
+    path.rename(target)
+    lock.close()
+    return target
 
 
-def _shown(key: str) -> str:
-    group, _, rest = key.partition(".")
-    return {"hashes": f"hash of {rest}", "space": f"space: {rest}"}.get(group, rest if group == "run" else key)
+def take_lock(path: Path) -> IO[str]:
+    """Be the only process that writes to a study directory, until the file is closed.
 
-
-def _value(leaves: Mapping[str, Any], key: str) -> str:
-    return repr(leaves[key]) if key in leaves else "not set"
-
-
-def _take_lock(path: Path) -> IO[str]:
-    file = path.open("w")
+    Raises:
+        ConfigError: another process is.
+    """
+    file = (path / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
         raise ConfigError(
-            f"{path.parent}: another process is running this study; wait for it, or choose another --name"
+            f"{path}: another process is running this study; wait for it, or choose another --name"
         ) from error
     return file

@@ -95,9 +95,16 @@ def find_micro_batch_size(config: RunConfig, world: World, probe: Probe) -> int:
     return int(min(sizes))
 
 
-def budget_of(config: RunConfig, memory: Memory) -> float:
-    """Bytes of tensors that a worker may hold on a device."""
-    return (1 - HEADROOM) * min(memory.free(), _claim(config, memory) * memory.total) / memory.growth
+def budget_of(config: RunConfig, memory: Memory, *, now: bool = True) -> float:
+    """Bytes of tensors that a worker may hold on a device.
+
+    Args:
+        config: of the run.
+        memory: of the device.
+        now: beside what others hold at this moment; else when it has all of its share.
+    """
+    share = _claim(config, memory) * memory.total
+    return (1 - HEADROOM) * (min(memory.free(), share) if now else share) / memory.growth
 
 
 def no_room(config: RunConfig, device: str) -> str:

@@ -6,8 +6,6 @@ import fcntl
 import functools
 import logging
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import raylg
 from raylg.data.export_notes import delete_all, note_names, read_notes
-from raylg.data.manifest import MANIFEST_NAME, CreatedBy, ExtractorInfo, Manifest, read_manifest
+from raylg.data.manifest import MANIFEST_NAME, CreatedBy, ExtractorInfo, Manifest, git_sha, read_manifest
 from raylg.data.scene import SceneSource
 from raylg.data.storage import Storage
 from raylg.models.config import ExtractorConfig
@@ -121,7 +119,7 @@ def created_by(job: ShardJob) -> CreatedBy:
     """For the manifest of a job."""
     return CreatedBy(
         version=raylg.__version__,
-        git_sha=_git_sha(),
+        git_sha=git_sha(),
         command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         config=job.config,
         fingerprint=job.fingerprint,
@@ -169,12 +167,3 @@ def _discard_others(job: ShardJob, out: Storage) -> None:
         logger.warning("%s: made with other weights, which were replaced since; made anew now", out.url)
         out.delete(MANIFEST_NAME)
         delete_all(out, out.sizes())
-
-
-def _git_sha() -> str | None:
-    """Commit of this package, where it is a checkout; None for an installed one, or without git."""
-    folder = Path(raylg.__file__).resolve().parents[1]
-    if not (folder / ".git").exists() or shutil.which("git") is None:
-        return None
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None

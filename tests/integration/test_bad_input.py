@@ -342,3 +342,66 @@ for verb, words in {commands!r}:
     done = run("-c", script)
     assert done.stdout.splitlines() == [f"{verb} 2" for verb, _ in commands], done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ("12", "study.budget = 12: expected text"),
+        ("12x", "budget = '12x': expected a number with s, min, h, d, gpuh or trials"),
+        ("[12h,30min]", "limits seconds twice; keep one"),
+        ("1.5trials", "expected a whole number of trials, above 0"),
+        ("0h", "expected above 0"),
+        ("[]", "budget = []: expected a number"),
+    ],
+)
+@pytest.mark.parametrize("plan", [[], ["--plan"]], ids=["search", "plan"])
+def test_budgets(budget: str, expected: str, plan: list[str], refused: Refused) -> None:
+    (line,) = refused(tune.main, *SPACE, *plan, f"study.budget={budget}")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("val/loss", "study.objective = 'val/loss': must be null or one of val/auc@5"),
+        ("val/corner_auc@3", "the pairs of data.source=mini are scored by pose; choose one of val/auc@5"),
+        ("megadepth1500/auc@5", "benchmarks.megadepth1500.path = null: give the folder of the benchmark"),
+    ],
+)
+def test_objectives(objective: str, expected: str, refused: Refused) -> None:
+    (line,) = refused(tune.main, *SPACE, f"study.objective={objective}")
+    assert expected in line
+
+
+def test_a_parameter_that_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Decay never begins without a decay, so that its start cannot matter; said before anything is rendered."""
+    text = "{type: float, low: 1e-5, high: 1e-3, log: true}\n  optim.decay_start: {type: float, low: 0, high: 1}"
+    path = space_file(text)
+    assert tune.main(["--space", path, "optim.decay=none"]) == 2
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    assert told.startswith("error: search space mine: optim.decay_start: 0.0 and 1.0 give the same result, bit for bit")
+    assert not list(tmp_path.rglob("*.h5")) and not Path("studies").exists()
+
+
+def test_plan_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is rendered and no study is made; the last line is the command that starts it."""
+    small = ["data.num_keypoints=64", "evaluation.num_keypoints=64", "study.budget=3trials"]
+    words = ["--space", "smoke", "--plan", *small]
+    assert tune.main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("plan of studies/smoke: nothing was started") for line in printed)
+    assert printed[-1] == "next: python -m raylg.tune " + " ".join(word for word in words if word != "--plan")
+    assert not list(tmp_path.rglob("*.h5")) and not Path("studies").exists()
+
+
+def test_starting_over_where_there_is_no_study(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no study is neither renamed nor written into, and nothing is rendered before that is said."""
+    other = Path("studies/smoke/thesis.txt")
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    assert tune.main(["--space", "smoke", "--fresh"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: studies/smoke: is no study and stays where it is")
+    assert [path for path in Path.cwd().rglob("*") if path.is_file()] == [other.resolve()]

@@ -36,7 +36,7 @@ TINY = [
     "train.num_pairs=8",
     "train.report_every=8",
     "train.num_figures=0",
-    f"study.num_trials={NUM_TRIALS}",
+    f"study.budget={NUM_TRIALS}trials",
     "study.scheduler.grace_pairs=8",
 ]
 

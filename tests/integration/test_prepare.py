@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from raylg import prepare, tune
+from raylg import prepare
 from raylg.cluster import export
+from raylg.console.tune_input import checked
 from raylg.data.export_pool import ProcessPool
 from raylg.training.features import open_split
 from tests.raw_benchmark import write_raw_benchmark
@@ -46,7 +47,7 @@ def test_next_line_of_photographs_starts_a_search(capsys: pytest.CaptureFixture[
     space, name, *words = printed(capsys, "next")
     assert (space, name, words) == ("--space", "lr_bs", ["data=shards", "data.path=shards", *views, ENDPOINT])
     arguments = argparse.Namespace(space="lr_bs", name=None, overrides=words, config=None, config_dir=None)
-    loaded, _ = tune._checked(arguments)
+    loaded, _ = checked(arguments)
     assert loaded.study.objective == "val/corner_auc@3"
     assert open_split(loaded.run, "val").batch(np.array([[0, 0]])).view0.image_size.tolist() == [[160, 120]]
 

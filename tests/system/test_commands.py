@@ -19,7 +19,7 @@ TINY = [
     "evaluation.num_keypoints=64",
     "train.num_pairs=24",
     "train.report_every=8",
-    "study.num_trials=4",
+    "study.budget=4trials",
     "study.scheduler.grace_pairs=8",
 ]
 
@@ -43,7 +43,11 @@ def test_search_reproduce_and_score(tmp_path: Path) -> None:
     assert trials == ["0000", "0001", "0002", "0003"]
     winner = int(printed.split("best: trial ")[1].split(",")[0])
     best = yaml.safe_load((study / "best.yaml").read_text())
-    assert best == yaml.safe_load((study / f"trials/{winner:04d}/config.yaml").read_text())
+    seeds = json.loads((study / "confirm" / "confirmation.json").read_text())["result"]["seeds"]
+    tried = yaml.safe_load((study / f"trials/{winner:04d}/config.yaml").read_text())
+    assert best == {**tried, "seed": seeds[0]}  # chosen on fresh seeds, the first of which it reproduces
+    assert "expected: 4 trials" in printed and "confirmation: " in printed
+    assert "</html>" in (study / "study.html").read_text() and "test pairs read once" in printed
 
     kept = sorted((study / "trials" / "0000" / "checkpoints").iterdir())
     assert len(kept) > 1  # the rung at 8 pairs, and the last, which alone can be continued
@@ -52,10 +56,10 @@ def test_search_reproduce_and_score(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in study.glob("trials/*/metrics.jsonl")}
     again = raylg("tune", *words, cwd=tmp_path)  # the same command continues; here nothing is left to do
     assert {path: path.read_bytes() for path in study.glob("trials/*/metrics.jsonl")} == before
-    assert f"best: trial {winner}," in again
+    assert f"best: trial {winner}," in again and "expected: " not in again
 
     raylg("train", "--config", "studies/smoke/best.yaml", cwd=tmp_path)
-    assert validation(tmp_path / "runs/train") == validation(study / f"trials/{winner:04d}")
+    assert validation(tmp_path / "runs/train") == validation(study / f"confirm/{winner:04d}-seed-1")
     scored = raylg("evaluate", "runs/train", "--split", "test", cwd=tmp_path)
     assert "LightGlue" in scored and "test pairs" in scored
 

@@ -41,7 +41,7 @@ SEARCH = [
     "evaluation.num_keypoints=64",
     "train.num_pairs=24",
     "train.report_every=8",
-    "study.num_trials=2",
+    "study.budget=2trials",
     "study.scheduler.grace_pairs=8",
 ]
 

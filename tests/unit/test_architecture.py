@@ -19,7 +19,7 @@ MAX_MODULE_LINES = 350
 MAX_COMMAND_LINES = 120
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 6
-COMMANDS = {"__main__", "tune", "train", "prepare", "evaluate"}
+COMMANDS = {"__main__", "tune", "train", "prepare", "evaluate", "report"}
 PRINTERS = COMMANDS | {"console"}
 DRAWERS = {"utils", "util", "misc", "common", "helpers", "helper"}
 # Calls that only make a constant. Capitalised names are constructors and pass as well.

@@ -47,7 +47,7 @@ def test_defaults_are_the_small_road() -> None:
     loaded = config.load([])
     assert (loaded.data.source, loaded.model.extractor.name, loaded.model.matcher.init) == ("mini", "sift", "identity")
     assert loaded.train.num_pairs == yaml.safe_load((CONFIGS / "train/quick.yaml").read_text())["num_pairs"]
-    assert loaded.study.num_trials == yaml.safe_load((CONFIGS / "study/default.yaml").read_text())["num_trials"]
+    assert list(loaded.study.budget) == yaml.safe_load((CONFIGS / "study/default.yaml").read_text())["budget"]
     assert loaded.seed == 0 and loaded.out is None
     assert type(loaded.run) is RunConfig
     assert loaded.run.train is loaded.train
@@ -89,9 +89,9 @@ def test_all_kinds_of_files_are_tried_above() -> None:
 
 
 def test_experiment_changes_other_groups_and_words_come_last() -> None:
-    loaded = config.load(["experiment=posed", "train.num_pairs=7", "study.num_trials=2"])
+    loaded = config.load(["experiment=posed", "train.num_pairs=7", "study.budget=2trials"])
     assert (loaded.model.extractor.name, loaded.model.matcher.num_layers) == ("superpoint", 9)
-    assert (loaded.train.num_pairs, loaded.study.num_trials, loaded.train.precision) == (7, 2, "bfloat16")
+    assert (loaded.train.num_pairs, loaded.study.limits.trials, loaded.train.precision) == (7, 2, "bfloat16")
 
 
 def test_values_keep_their_types() -> None:

@@ -12,9 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
 import torch
 
-from raylg.processes import prepare_worker
+from raylg.errors import ConfigError, EnvironmentUnfitError
+from raylg.processes import apart, prepare_worker
 
 
 def state() -> tuple[int, bool]:
@@ -53,3 +55,31 @@ def test_no_life_after_the_parent(tmp_path: Path) -> None:
     while status.exists() and "\nState:\tZ" not in status.read_text():
         assert time.monotonic() < end, "lives on"
         time.sleep(0.05)
+
+
+def where(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def refuse(reason: str) -> None:
+    raise ConfigError(reason)
+
+
+def die(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def test_a_process_of_its_own() -> None:
+    number, process = apart(where, 3)
+    assert number == 3 and process != os.getpid()
+    assert not Path(f"/proc/{process}").exists()
+
+
+def test_errors_of_another_process_arrive() -> None:
+    with pytest.raises(ConfigError, match="not that way"):
+        apart(refuse, "not that way")
+
+
+def test_a_killed_process_is_said_to_be() -> None:
+    with pytest.raises(EnvironmentUnfitError, match="die: its process was killed, most likely for lack of memory"):
+        apart(die, signal.SIGKILL)

@@ -69,7 +69,7 @@ def test_the_only_conversions() -> None:
         ({"optim": {"lr": "1e-4"}}, "optim.lr = '1e-4': expected float, got str"),
         ({"optim": {"clip": "big"}}, "optim.clip = 'big': expected float, got str"),
         ({"optim": 3}, "optim = 3: expected a group of keys"),
-        ({"path": 3}, "path = 3: expected a list"),
+        ({"path": 3}, "path = 3: expected text or a list"),
         ({"size": "640"}, "size = '640': expected a list"),
         ({"path": [1]}, "path[0] = 1: expected str, got int"),
         ({"size": [1, 2, 3]}, "size = [1, 2, 3]: expected a list"),

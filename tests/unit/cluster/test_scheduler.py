@@ -23,6 +23,8 @@ from raylg.search.ledger import Ledger
 from raylg.search.space import SearchSpace
 from raylg.search.study import StudyDirectory, StudySetup
 from raylg.training.config import RunConfig
+from raylg.training.distributed import World
+from raylg.training.learner import Learner
 
 SPACE = {"parameters": {"optim.lr": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}}}
 
@@ -32,7 +34,7 @@ def parts(tmp_path: Path) -> Iterator[SimpleNamespace]:
     setup = StudySetup(
         study=build(
             StudyConfig,
-            {"name": "s", "dir": str(tmp_path), "num_trials": 4, "objective": "val/auc@5"}
+            {"name": "s", "dir": str(tmp_path), "budget": "4trials", "objective": "val/auc@5"}
             | {"scheduler": {"grace_pairs": 10}},
         ),
         space=SearchSpace.parse(SPACE, "test"),
@@ -44,7 +46,7 @@ def parts(tmp_path: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(
             directory=directory,
             ledger=ledger,
-            search=LedgerSearch(ledger, directory),
+            search=LedgerSearch(ledger),
             scheduler=LedgerScheduler(ledger),
             path=tmp_path,
         )
@@ -83,6 +85,14 @@ def test_stopped_trial_is_told_as_pruned(parts: SimpleNamespace) -> None:
     assert records[0].metrics == {"pairs_seen": 90, "val/auc@5": 0.6}
 
 
+def test_record_has_what_tells_of_the_run(parts: SimpleNamespace) -> None:
+    learner = Learner(build(RunConfig, {"train": {"micro_batch_size": 2}}), World())
+    told = {**learner.metrics(), "pairs_seen": 10, "pairs_per_second": 3.5, "val/auc@5": 0.5}
+    trial = suggest(parts, "a")
+    parts.scheduler.on_trial_result(None, trial, {**told, "objective": 0.5, "pid": 3, "time_total_s": 1.0})
+    assert parts.directory.records()[0].metrics == told
+
+
 def test_infeasible_is_a_result(parts: SimpleNamespace) -> None:
     trial = suggest(parts, "a")
     assert parts.scheduler.on_trial_result(None, trial, outcome_of(OutOfMemory("64 pairs"))) == TrialScheduler.STOP
@@ -118,6 +128,20 @@ def test_crash_is_retried_before_it_fails(parts: SimpleNamespace, tmp_path: Path
     parts.search.on_trial_complete("a", error=True)
     record = parts.directory.records()[0]
     assert (record.state, record.reason) == ("failed", "ValueError: a bug")
+
+
+def test_trial_whose_process_died_between_two_trials_is_handed_out_again(parts: SimpleNamespace) -> None:
+    """Tune retries what has begun, but not a trial whose reused process dies while it is being set up."""
+    search = LedgerSearch(parts.ledger, max_failures=1)
+    assert search.suggest("a")["trial"] == 0
+    search.on_trial_complete("a", error=True)
+    (record,) = parts.directory.records()
+    assert (record.state, record.num_failures) == ("running", 1)
+    assert search.suggest("b")["trial"] == 0
+    search.on_trial_complete("b", error=True)
+    assert parts.directory.records()[0].reason == "its process could not be started"
+    assert search.suggest("c")["trial"] == 1
+    assert search.num_suggested == 3
 
 
 def test_process_that_cannot_start_fails_its_trial(parts: SimpleNamespace) -> None:

@@ -12,10 +12,22 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from raylg.console.study import LiveStudy, TrialColumns, comparison_table, eta, shown, trial_table
+from raylg.console.study import (
+    LiveStudy,
+    TrialColumns,
+    comparison_table,
+    eta,
+    importance_line,
+    isolation_table,
+    shown,
+    trial_table,
+)
 from raylg.evaluation.measures import HOMOGRAPHY, ScoreColumns
 from raylg.evaluation.pair_scores import PairScores
-from raylg.search.ledger import TrialEvent
+from raylg.search.analysis import Isolation, Setting
+from raylg.search.books import TrialEvent
+from raylg.search.importance import Importance, Importances
+from raylg.search.isolation import Interval
 from raylg.search.record import TrialRecord
 
 METRICS = {"val/auc@5": 0.1234, "val/auc@10": 0.25, "val/auc@20": 0.5, "pairs_per_second": 2.0, "pairs_seen": 40.0}
@@ -111,6 +123,19 @@ def test_live_table_on_a_terminal_has_each_trial_once_in_order() -> None:
         assert [row[0] for row in cells(live._table())] == ["0 (baseline)", "1"]
         assert cells(live._table())[1][3:] == ["40", "12.3", "25.0", "50.0", "running, 1.0 min to full budget"]
     assert "0 (baseline)" in stream.getvalue()
+
+
+def test_confirmation_has_a_table_of_its_own_and_names_its_seed() -> None:
+    stream = io.StringIO()
+    with LiveStudy(Console(file=stream, force_terminal=True, width=140, height=40), COLUMNS) as live:
+        live(TrialEvent(kind="finished", record=fresh(number=1, state="complete")))
+        live(TrialEvent(kind="started", record=fresh(number=0), seed_number=1))
+        assert [row[0] for row in cells(live._table())] == ["0 (baseline)"]
+        assert str(live._table().title).startswith("confirmation, fresh seed 1, ")
+    stream = io.StringIO()
+    with LiveStudy(Console(file=stream, width=140), COLUMNS) as live:
+        live(TrialEvent(kind="started", record=fresh(number=3), seed_number=2))
+    assert "trial 3, fresh seed 2, started" in stream.getvalue()
 
 
 def test_trial_table() -> None:
@@ -229,3 +254,65 @@ def test_comparison_on_a_benchmark_is_named_after_it() -> None:
     result = comparison_table({"only": pair_scores([1.0], 5, 1.0)}, "1 pair", "megadepth1500")
     headers = [str(column.header) for column in result.columns]
     assert headers[1:4] == ["megadepth1500 AUC@5", "@10", "@20"] and headers[-1] == "first minus this, AUC@5"
+
+
+def isolation(**changes: Any) -> Isolation:
+    """Two batch sizes; the best learning rate of the larger one lies outside the range."""
+    good = Setting(
+        value=8.0,
+        num_trials=5,
+        num_infeasible=0,
+        best=Interval(value=2.1e-4, low=1.6e-4, high=2.9e-4),
+        inside=True,
+        fitted_score=0.5712,
+        best_score=0.58,
+        pairs_per_second=12.345,
+        seconds_to_target=90.0,
+    )
+    far = replace(good, value=64.0, num_infeasible=2, inside=False, best_score=None, seconds_to_target=None)
+    fields: dict[str, Any] = {
+        "scientific": "data.batch_size",
+        "nuisance": "optim.lr",
+        "settings": (good, far),
+        "exponent": Interval(value=0.46, low=0.35, high=0.57),
+        "recommended": good,
+        "target": 0.5,
+        "confidence": 0.95,
+        "problem": "",
+    }
+    return Isolation(**{**fields, **changes})
+
+
+def test_isolation_table() -> None:
+    result = isolation_table(isolation())
+    assert str(result.title).startswith(
+        "B=8, lr 2.1e-4 [1.6, 2.9]; alpha 0.46 [0.35, 0.57]: the square-root rule (1/2) fits, the linear rule (1) does "
+    )
+    assert [str(column.header) for column in result.columns] == [
+        *("data.batch_size", "trials", "best optim.lr [95 %]", "fitted", "best trial", "pairs/s", "min to baseline")
+    ]
+    assert cells(result) == [
+        ["8", "5", "2.1e-4 [1.6, 2.9]", "57.1", "58.0", "12.3", "1.5"],
+        ["64", "5 (2 infeasible)", "2.1e-4 [1.6, 2.9], outside the range", "57.1", "", "12.3", ""],
+    ]
+
+
+def test_isolation_table_of_what_cannot_be_told() -> None:
+    settings = tuple(
+        replace(setting, best=None, inside=False, fitted_score=None, pairs_per_second=None)
+        for setting in isolation().settings
+    )
+    result = isolation_table(isolation(settings=settings, exponent=None, recommended=None, problem="too few trials"))
+    assert result.title == "optim.lr against data.batch_size: too few trials"
+    assert cells(result)[1] == ["64", "5 (2 infeasible)", "", "", "", "", ""]
+
+
+def test_importance_line() -> None:
+    rated = (
+        Importance(path="optim.lr", share=0.8, low=0.7, high=0.9),
+        Importance(path="b", share=0.2, low=0, high=0.3),
+    )
+    assert importance_line(Importances(parameters=rated, num_trials=20, pairs=100)) == (
+        "importance of parameters over 20 trials at 100 pairs: optim.lr 80 % [70, 90], b 20 % [0, 30]"
+    )
+    assert importance_line(Importances(problem="too few trials")) == "importance of parameters: too few trials"

@@ -7,7 +7,13 @@ import pytest
 
 from raylg.errors import ConfigError
 from raylg.evaluation.pair_scores import PairScores
-from raylg.evaluation.statistics import PairedDifference, paired_difference
+from raylg.evaluation.statistics import (
+    PairedDifference,
+    SeededDifference,
+    difference_and_error,
+    paired_difference,
+    seeded_differences,
+)
 
 THRESHOLD = 10.0
 
@@ -161,3 +167,117 @@ def test_pairs_of_one_photograph_each_are_unrelated() -> None:
     half = 1.96 * deltas.std() / np.sqrt(number)
     assert result.num_images == number
     assert (result.high - result.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def simulate_seeds(
+    rng: np.random.Generator, truths: list[float], num_seeds: int, seed_noise: float, confidence: float = 0.95
+) -> tuple[SeededDifference, ...]:
+    """Configurations against a baseline: noise of images, of pairs, and of the training seed of each run."""
+    images = random_images(rng, 60, 120)
+
+    def runs(truth: float, own_pairs: np.ndarray) -> list[PairScores]:
+        means = 0.5 + truth + own_pairs
+        return [
+            make_scores(means + rng.normal() * seed_noise + rng.normal(size=120) * 0.02, images)
+            for _ in range(num_seeds)
+        ]
+
+    def taste() -> np.ndarray:
+        """Which pairs a configuration happens to suit; pairs with a common image alike."""
+        of_image = rng.normal(size=60) * 0.3
+        return (of_image[images[:, 0]] + of_image[images[:, 1]] + rng.normal(size=120)) * 0.05
+
+    return seeded_differences(
+        [runs(truth, taste()) for truth in truths], runs(0.0, taste()), THRESHOLD, confidence=confidence
+    )
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_noise"), [(2, 0.02), (3, 0.01), (3, 0.05)])
+def test_intervals_of_all_configurations_cover_the_truth_together(num_seeds: int, seed_noise: float) -> None:
+    rng = np.random.default_rng(0)
+    truths = [0.0, 0.02, -0.03]
+    covered = [
+        all(found.low <= truth <= found.high for found, truth in zip(results, truths, strict=True))
+        for results in (simulate_seeds(rng, truths, num_seeds, seed_noise) for _ in range(120))
+    ]
+    assert np.mean(covered) >= 0.9  # 120 simulations of 95 % have a standard error of 2 %
+
+
+def test_noise_of_seeds_is_in_the_interval() -> None:
+    """A bootstrap over pairs alone would call one of two equal configurations better again and again."""
+    rng = np.random.default_rng(1)
+    found = [simulate_seeds(rng, [0.0], 3, 0.05)[0] for _ in range(120)]
+    assert np.mean([each.low > 0 or each.high < 0 for each in found]) <= 0.1
+    blind = [abs(each.difference) > 1.96 * (each.pair_error or 0) for each in found]
+    assert np.mean(blind) > 0.4
+    seed_error = np.sqrt(np.mean([(each.seed_error or 0) ** 2 for each in found]))
+    assert seed_error == pytest.approx(0.05 * np.sqrt(2 / 3), rel=0.1)
+
+
+def test_large_differences_are_seen() -> None:
+    rng = np.random.default_rng(2)
+    better, worse = zip(*(simulate_seeds(rng, [0.08, -0.08], 3, 0.005) for _ in range(30)), strict=True)
+    assert np.mean([each.low > 0 for each in better]) > 0.9
+    assert np.mean([each.high < 0 for each in worse]) > 0.9
+    assert all(len(each.per_seed) == 3 and np.mean(each.per_seed) == pytest.approx(each.difference) for each in better)
+
+
+def test_more_configurations_make_wider_intervals_but_equal_ones_do_not() -> None:
+    rng = np.random.default_rng(3)
+    images = random_images(rng, 60, 120)
+
+    def runs(level: float) -> list[PairScores]:
+        return [make_scores(level + rng.normal(size=120) * 0.05, images) for _ in range(4)]
+
+    first, others, baseline = runs(0.5), [runs(0.5) for _ in range(4)], runs(0.5)
+
+    def width(candidates: list[list[PairScores]]) -> float:
+        found = seeded_differences(candidates, baseline, THRESHOLD)[0]
+        return found.high - found.low
+
+    alone, same, among_others = width([first]), width([first] * 5), width([first, *others])
+    assert alone < same < among_others  # of equal ones, the seeds are taken to correlate by 1/2 all the same
+    assert among_others < 1.9 * alone
+
+
+def test_one_seed_or_one_pair_does_not_tell() -> None:
+    rng = np.random.default_rng(0)
+    images = random_images(rng, 20, 60)
+    a, b = make_scores(rng.random(60), images), make_scores(rng.random(60), images)
+    (found,) = seeded_differences([[a]], [b], THRESHOLD)
+    assert (found.low, found.high, found.seed_error) == (-1, 1, None)
+    assert found.pair_error == pytest.approx(difference_and_error(a, b, THRESHOLD)[1])
+    single = [make_scores(np.array([value]), np.array([[0, 1]])) for value in (0.9, 0.8, 0.1, 0.2)]
+    (found,) = seeded_differences([single[:2]], single[2:], THRESHOLD)
+    assert (found.low, found.high, found.pair_error) == (-1, 1, None)
+    assert difference_and_error(single[0], single[2], THRESHOLD) == (pytest.approx(0.8), np.inf)
+    assert seeded_differences([], [a], THRESHOLD) == ()
+
+
+def test_configuration_with_fewer_seeds_is_compared_on_its_own() -> None:
+    rng = np.random.default_rng(0)
+    images = random_images(rng, 20, 60)
+    runs = [make_scores(rng.random(60), images) for _ in range(6)]
+    short, long = seeded_differences([runs[:2], runs[:3]], runs[3:], THRESHOLD)
+    assert len(short.per_seed) == 2 and len(long.per_seed) == 3
+    assert short.per_seed == long.per_seed[:2]
+    assert short.high - short.low > long.high - long.low
+
+
+def test_equal_runs_differ_by_exactly_nothing() -> None:
+    rng = np.random.default_rng(0)
+    images = random_images(rng, 20, 60)
+    runs = [make_scores(rng.random(60), images) for _ in range(3)]
+    for found in seeded_differences([runs, runs], runs, THRESHOLD):
+        assert (found.difference, found.low, found.high) == (0, 0, 0)
+
+
+def test_difference_and_error_of_unrelated_pairs() -> None:
+    rng = np.random.default_rng(0)
+    images = np.stack([np.arange(400), 400 + np.arange(400)], axis=1)
+    deltas = rng.normal(size=400) * 0.1
+    difference, error = difference_and_error(
+        make_scores(0.5 + deltas, images), make_scores(np.full(400, 0.5), images), THRESHOLD
+    )
+    assert difference == pytest.approx(deltas.mean())
+    assert error == pytest.approx(deltas.std() / 20, rel=0.01)

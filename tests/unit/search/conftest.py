@@ -31,7 +31,7 @@ def make_setup(tmp_path: Path) -> Callable[..., StudySetup]:
         space: dict[str, Any] | None = None,
         hashes: dict[str, str] | None = None,
     ) -> StudySetup:
-        options = {"name": "s", "dir": str(tmp_path), "num_trials": 5, "objective": "val/auc@5"}
+        options = {"name": "s", "dir": str(tmp_path), "budget": "5trials", "objective": "val/auc@5"}
         options["scheduler"] = {"grace_pairs": 10}
         return StudySetup(
             study=build(StudyConfig, {**options, **(study or {})}),

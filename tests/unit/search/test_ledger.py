@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 from optuna.trial import TrialState
 
-from raylg.errors import ConfigError
+import raylg
 from raylg.schema import to_mapping
-from raylg.search.config import SamplerConfig
-from raylg.search.ledger import Ledger, Proposal, TrialEvent
-from raylg.search.sampler import draw
+from raylg.search.books import Proposal, TrialEvent
+from raylg.search.ledger import Ledger
+from raylg.search.meter import Meter
+from raylg.search.rungs import Decision
 from raylg.search.study import StudyDirectory, StudySetup
 
 Make = Callable[..., StudySetup]
@@ -53,7 +53,7 @@ def test_baseline_is_trial_0_and_numbers_have_no_gaps(make_setup: Make) -> None:
 
 def test_states_are_truthful(make_setup: Make) -> None:
     events: list[TrialEvent] = []
-    with StudyDirectory(make_setup(study={"num_trials": 6})) as directory:
+    with StudyDirectory(make_setup(study={"budget": "6trials"})) as directory:
         ledger = Ledger(directory, events.append)
         run_to_end(ledger, take(ledger).number, 0.5)
         run_to_end(ledger, take(ledger).number, 0.4)
@@ -80,7 +80,7 @@ def test_states_are_truthful(make_setup: Make) -> None:
 
 
 def test_table_is_ranked(make_setup: Make) -> None:
-    setup = make_setup(study={"num_trials": 5, "scheduler": {"name": "none"}})
+    setup = make_setup(study={"budget": "5trials", "scheduler": {"name": "none"}})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         run_to_end(ledger, take(ledger).number, 0.3)
@@ -141,19 +141,9 @@ def test_killed_between_report_and_decision(make_setup: Make) -> None:
         assert directory.records()[number].state == "stopped"
 
 
-def test_killed_between_asking_and_recording(make_setup: Make) -> None:
-    setup = make_setup()
-    with StudyDirectory(setup) as directory:
-        Ledger(directory, ignore)
-        asked = directory.journal.ask()
-    with StudyDirectory(setup) as directory:
-        proposal = take(Ledger(directory, ignore))
-        assert proposal == Proposal(number=asked.number, values={"optim.lr": 1e-3, "data.batch_size": 16})
-
-
 def test_number_of_trials_may_grow_and_shrink(make_setup: Make) -> None:
     for num_trials, handed_out in ((2, 2), (3, 1), (1, 0)):
-        with StudyDirectory(make_setup(study={"num_trials": num_trials})) as directory:
+        with StudyDirectory(make_setup(study={"budget": f"{num_trials}trials"})) as directory:
             ledger = Ledger(directory, ignore)
             assert ledger.num_remaining == handed_out
             for _ in range(handed_out):
@@ -161,29 +151,8 @@ def test_number_of_trials_may_grow_and_shrink(make_setup: Make) -> None:
             assert ledger.next_trial() is None
 
 
-def test_resumed_search_proposes_what_an_uninterrupted_one_would(make_setup: Make) -> None:
-    def values(name: str, interrupt: bool) -> list[Any]:
-        setup = make_setup(study={"name": name, "num_trials": 15, "sampler": {"num_startup_trials": 3}})
-        directory = StudyDirectory(setup)
-        ledger, found = Ledger(directory, ignore), []
-        for index in range(15):
-            if interrupt and index in (4, 9):
-                directory.close()
-                directory = StudyDirectory(setup)
-                ledger = Ledger(directory, ignore)
-            proposal = take(ledger)
-            found.append(proposal.values)
-            run_to_end(ledger, proposal.number, -abs(math.log10(float(proposal.values["optim.lr"])) + 2))  # type: ignore[arg-type]
-        directory.close()
-        return found
-
-    uninterrupted = values("a", interrupt=False)
-    assert values("b", interrupt=True) == uninterrupted
-    assert len({v["optim.lr"] for v in uninterrupted}) == 15
-
-
 def test_sampler_learns_and_avoids_what_is_infeasible(make_setup: Make) -> None:
-    setup = make_setup(study={"num_trials": 60, "scheduler": {"name": "none"}})
+    setup = make_setup(study={"budget": "60trials", "scheduler": {"name": "none"}})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         for _ in range(60):
@@ -228,15 +197,184 @@ def test_first_trials_that_all_fail_point_at_a_common_cause(make_setup: Make) ->
         assert ledger.common_failure == "ValueError: a bug"
 
 
-def test_impossible_constraints_end_the_search_with_their_name(make_setup: Make) -> None:
-    setup = make_setup(space={"constraints": ["optim.lr < 0.00000001"]})
-    with StudyDirectory(setup) as directory, pytest.raises(ConfigError, match="in a row violate the constraints"):
-        draw(directory.journal, SamplerConfig(name="random"), setup.space, setup.run)
-
-
 def test_config_of_a_trial_holds_its_values(make_setup: Make) -> None:
     with StudyDirectory(make_setup()) as directory:
         take(Ledger(directory, ignore))
         config = directory.config(directory.records()[0])
     assert config.optim.lr == 1e-3
     assert to_mapping(config)["data"]["batch_size"] == 16
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metered(directory: StudyDirectory, clock: Clock, gpus: float = 0.0) -> Ledger:
+    limits = directory.setup.study.limits
+    return Ledger(directory, ignore, Meter(directory.path / "spent.json", limits, gpus_per_trial=gpus, clock=clock))
+
+
+def test_used_up_budget_stops_what_runs_but_not_the_baseline(make_setup: Make) -> None:
+    clock = Clock()
+    with StudyDirectory(make_setup(study={"budget": "60s", "confirm": {"enabled": False}})) as directory:
+        ledger = metered(directory, clock)
+        baseline, other = take(ledger).number, take(ledger).number
+        clock.now = 59
+        assert not ledger.report(other, metrics(10, 0.6)).stop
+        clock.now = 60
+        assert ledger.report(other, metrics(20, 0.6)) == Decision(stop=True, reason="budget 1min used up")
+        ledger.finish(other)
+        assert ledger.next_trial() is None
+        run_to_end(ledger, baseline, 0.5)
+        assert ledger.num_remaining == 0
+        records, trial = directory.records(), directory.journal.get_trials()[other]
+    assert [(r.state, r.reason) for r in records] == [("complete", ""), ("stopped", "budget 1min used up")]
+    assert trial.state == TrialState.PRUNED and trial.intermediate_values == {10: 0.6, 20: 0.6}
+
+
+def test_search_leaves_the_confirmation_its_share(make_setup: Make) -> None:
+    clock = Clock()
+    setup = make_setup(study={"budget": ["10gpuh", "40trials"], "confirm": {"budget_share": 0.3}})
+    with StudyDirectory(setup) as directory:
+        ledger = metered(directory, clock, gpus=4)
+        number = take(ledger).number
+        clock.now = 3600 * 6.9 / 4
+        run_to_end(ledger, number, 0.5)
+        number = take(ledger).number
+        clock.now = 3600 * 7.1 / 4
+        assert ledger.report(number, metrics(10, 0.9)).reason == "budget 70% of 10gpuh used up"
+        ledger.finish(number)
+        assert ledger.next_trial() is None
+
+
+def test_grown_budget_continues_and_a_used_up_one_settles_what_was_interrupted(make_setup: Make) -> None:
+    clock = Clock()
+
+    def setup(budget: str) -> StudySetup:
+        return make_setup(study={"budget": budget, "confirm": {"enabled": False}})
+
+    with StudyDirectory(setup("60s")) as directory:
+        ledger = metered(directory, clock)
+        for _ in range(3):
+            take(ledger)
+        clock.now = 70
+        ledger.close()
+    clock.now = 5000  # downtime
+    with StudyDirectory(setup("60s")) as directory:
+        ledger = metered(directory, clock)
+        assert [r.state for r in directory.records()] == ["running", "stopped", "stopped"]
+        assert ledger.num_remaining == 1
+        assert take(ledger).number == 0
+        assert ledger.next_trial() is None
+        run_to_end(ledger, 0, 0.5)
+        assert ledger.num_remaining == 0
+    with StudyDirectory(setup("80s")) as directory:
+        ledger = metered(directory, clock)
+        assert take(ledger).number == 3  # 10 s are left
+        clock.now += 9
+        assert not ledger.report(3, metrics(10, 0.9)).stop
+        clock.now += 1
+        assert ledger.report(3, metrics(20, 0.9)).reason == "budget 80s used up"
+
+
+def test_seconds_of_a_trial_add_up_over_sessions(make_setup: Make) -> None:
+    clock = Clock()
+    setup = make_setup(study={"scheduler": {"name": "none"}})
+    with StudyDirectory(setup) as directory:
+        ledger = metered(directory, clock)
+        first, second = take(ledger).number, take(ledger).number
+        clock.now = 5
+        ledger.report(first, metrics(10, 0.5))
+        clock.now = 8
+        ledger.infeasible(second, "out_of_memory: batch of 64")
+        ledger.close()
+    clock.now = 1000
+    with StudyDirectory(setup) as directory:
+        ledger = metered(directory, clock)
+        take(ledger)
+        clock.now += 7
+        run_to_end(ledger, first, 0.5, start=10)
+        assert [record.seconds for record in directory.records()] == [12, 8]
+
+
+def test_lottery_trial_reaches_the_full_budget_and_may_win(make_setup: Make) -> None:
+    setup = make_setup(study={"scheduler": {"grace_pairs": 10, "lottery": 1.0}})
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, ignore)
+        run_to_end(ledger, take(ledger).number, 0.5)
+        lucky = take(ledger).number
+        ledger.report(lucky, metrics(10, 0.1))
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, ignore)
+        assert take(ledger).number == lucky
+        run_to_end(ledger, lucky, 0.7, start=10)
+        record, best = directory.records()[lucky], directory.best()
+    assert record.state == "complete" and record.reason == ""
+    assert record.lottery == "rung 10: 0.1 below 0.5, the best third"
+    assert record.scores == {10: 0.1, **dict.fromkeys(range(20, 91, 10), 0.7)}
+    assert best is not None and best.number == lucky
+
+
+def test_interrupted_lottery_trial_keeps_its_mark(make_setup: Make) -> None:
+    setup = make_setup(study={"scheduler": {"grace_pairs": 10, "lottery": 1.0}})
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, ignore)
+        run_to_end(ledger, take(ledger).number, 0.5)
+        lucky = take(ledger).number
+        ledger._live[lucky].report(0.1, 10)  # killed before the rung was asked
+    with StudyDirectory(setup) as directory:
+        Ledger(directory, ignore)
+        assert directory.records()[lucky].lottery.startswith("rung 10")
+
+
+def test_longest_interrupted_trial_goes_first(make_setup: Make) -> None:
+    setup = make_setup(study={"scheduler": {"name": "none"}})
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, ignore)
+        numbers = [take(ledger).number for _ in range(3)]
+        ledger.report(2, metrics(80, 0.5))
+
+    def by_number(values: Mapping[str, Any]) -> float:
+        return expected[values["optim.lr"]]
+
+    with StudyDirectory(setup) as directory:
+        learning_rates = [record.values["optim.lr"] for record in directory.records()]
+        expected = dict(zip(learning_rates, (1.0, 2.0, 3.0), strict=True))
+        ledger = Ledger(directory, ignore, cost=by_number)
+        assert [take(ledger).number for _ in numbers] == [1, 0, 2]  # trial 2 is dearest, but almost done
+
+
+def test_trials_carry_hashes_and_version(make_setup: Make) -> None:
+    with StudyDirectory(make_setup(hashes={"data": "abc", "protocol": "def"})) as directory:
+        number = take(Ledger(directory, ignore)).number
+        record = directory.records()[number]
+    assert record.hashes == {"data": "abc", "protocol": "def"}
+    assert record.version == raylg.__version__
+
+
+def test_finite_space_ends_by_itself(make_setup: Make) -> None:
+    space = {
+        "parameters": {"data.batch_size": {"type": "choice", "values": [8, 16, 32]}},
+        "baseline": {"data.batch_size": 16},
+    }
+    setup = make_setup(study={"budget": "50trials", "sampler": {"name": "grid"}}, space=space)
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, ignore)
+        numbers = [take(ledger).number for _ in range(3)]
+        assert ledger.next_trial() is None
+        assert ledger.num_remaining == 3  # they still run
+        for number in numbers:
+            run_to_end(ledger, number, 0.5)
+        assert ledger.num_remaining == 0
+
+
+def test_longest_point_goes_first_after_the_baseline(make_setup: Make) -> None:
+    points = [{"optim.lr": 1e-4}, {"optim.lr": 2e-2}, {"optim.lr": 5e-3}]
+    with StudyDirectory(make_setup(space={"points": points})) as directory:
+        ledger = Ledger(directory, ignore, cost=lambda values: float(values["optim.lr"]))
+        assert [take(ledger).values["optim.lr"] for _ in range(4)] == [1e-3, 2e-2, 5e-3, 1e-4]

@@ -187,3 +187,52 @@ def test_the_users_own_values_are_the_baseline() -> None:
     mine = override(default, {"optim.lr": 7e-4})
     assert space.starting_from(mine, default).baseline == {"optim.lr": 7e-4, "data.batch_size": 16}
     assert space.starting_from(default, default).baseline == space.baseline
+
+
+RELATIVE = {
+    "ground_truth.th_positive": {"type": "float", "low": 1.0, "high": 5.0},
+    "ground_truth.th_negative": {"offset_from": "ground_truth.th_positive", "low": 0.0, "high": 4.0},
+    "optim.decay": {"type": "choice", "values": ["none", "exp"]},
+    "optim.decay_start": {"type": "float", "low": 0.0, "high": 0.8, "when": "optim.decay != none"},
+}
+BASELINE = {"ground_truth.th_positive": 3.0, "ground_truth.th_negative": 5.0, "optim.decay": "none"}
+
+
+def test_points_are_completed_from_the_baseline() -> None:
+    points = [
+        {"ground_truth.th_positive": 4.0},
+        {"ground_truth.th_positive": 4.0, "ground_truth.th_negative": 5.0},
+        {"optim.decay": "exp"},
+    ]
+    made = space(RELATIVE, baseline={**BASELINE, "optim.decay_start": 0.4}, points=points)
+    made.validate(RunConfig())
+    assert made.point_values(RunConfig()) == [
+        {"ground_truth.th_positive": 4.0, "ground_truth.th_negative": 6.0, "optim.decay": "none"},
+        {"ground_truth.th_positive": 4.0, "ground_truth.th_negative": 5.0, "optim.decay": "none"},
+        {**BASELINE, "optim.decay": "exp", "optim.decay_start": 0.4},
+    ]
+
+
+def test_points_are_checked_like_the_baseline_all_at_once() -> None:
+    points = [
+        {"ground_truth.th_positive": 6.0},
+        {"optim.decay_start": 0.2},
+        {"ground_truth.th_negative": 2.0},
+        {"ground_truth.th_positive": 1.0},
+    ]
+    found = problems(RELATIVE, baseline=BASELINE, points=points, constraints=["ground_truth.th_positive >= 2"])
+    assert [line.removeprefix("search space test.yaml: ") for line in found] == [
+        "points[0]: ground_truth.th_positive = 6.0 is outside [1.0, 5.0] (1..5); give a point inside the space, "
+        "or widen the space",
+        "points[1]: optim.decay_start = 0.2 is given, but 'optim.decay != none' does not hold there; drop it, or give "
+        "what it needs",
+        "points[2]: ground_truth.th_negative = 2.0 is outside [0.0, 4.0] (ground_truth.th_positive + 0..4); "
+        "give a point inside the space, or widen the space",
+        "points[3]: violates the constraint 'ground_truth.th_positive >= 2'",
+    ]
+    assert (
+        "points[0]: optim.dcay is not a parameter of the space"
+        in problems({"optim.decay": RELATIVE["optim.decay"]}, points=[{"optim.dcay": "exp"}])[0]
+    )
+    (no_list,) = problems({"optim.lr": LR}, points={"optim.lr": 1})
+    assert "points = {'optim.lr': 1}: expected a list of mappings" in no_list

@@ -7,10 +7,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+import raylg
 from raylg.errors import ConfigError
 from raylg.schema import build
 from raylg.search.ledger import Ledger
-from raylg.search.study import StudyDirectory, StudySetup
+from raylg.search.study import StudyDirectory, StudySetup, set_aside
 from raylg.training.config import RunConfig
 
 Make = Callable[..., StudySetup]
@@ -79,9 +80,9 @@ def test_refuses_to_mix_what_cannot_be_compared(make_setup: Make, change: dict[s
 def test_budget_and_machinery_may_change(make_setup: Make) -> None:
     StudyDirectory(make_setup()).close()
     run = {"scale": {"cpus_per_worker": 2}, "train": {"num_pairs": 90, "report_every": 10, "log_every": 7}}
-    setup = make_setup(study={"num_trials": 50, "max_concurrent_trials": 3}, run=run)
+    setup = make_setup(study={"budget": "50trials", "max_concurrent_trials": 3}, run=run)
     StudyDirectory(setup).close()
-    assert yaml.safe_load((setup.path / "study.yaml").read_text())["study"]["num_trials"] == 50
+    assert yaml.safe_load((setup.path / "study.yaml").read_text())["study"]["budget"] == ["50trials"]
 
 
 def test_one_process_at_a_time(make_setup: Make) -> None:
@@ -138,3 +139,53 @@ def test_best_yaml_trains_the_winner(make_setup: Make) -> None:
     assert "val/auc@5 = 0.2500" in text
     assert "optimistic" in text
     assert "python -m raylg.train --config" in text
+
+
+def test_sampler_that_cannot_draw_is_refused_before_anything_is_made(make_setup: Make) -> None:
+    setup = make_setup(study={"sampler": {"name": "grid"}})
+    with pytest.raises(ConfigError, match=r"grid: optim.lr = 1e-05..0.1 log is continuous"):
+        StudyDirectory(setup)
+    assert not setup.path.exists()
+
+
+def test_set_aside_keeps_the_old_study_and_frees_its_name(make_setup: Make) -> None:
+    setup = make_setup()
+    assert set_aside(setup.path) is None
+    for number in (1, 2):
+        with StudyDirectory(setup) as directory:
+            Ledger(directory, lambda event: None).next_trial()
+        moved = set_aside(setup.path)
+        assert moved == setup.path.with_name(f"s.old-{number}")
+        assert (moved / "journal.log").exists() and not setup.path.exists()
+    again = make_setup(study={"name": "s.old-2"})
+    with StudyDirectory(again) as directory:  # still a study that can be continued
+        assert [record.number for record in directory.records()] == [0]
+
+
+def test_set_aside_leaves_what_is_running_or_no_study(make_setup: Make, tmp_path: Path) -> None:
+    setup = make_setup()
+    with StudyDirectory(setup), pytest.raises(ConfigError, match="another process is running this study"):
+        set_aside(setup.path)
+    assert setup.path.exists()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match="is no study and stays where it is"):
+        set_aside(tmp_path / "photos")
+
+
+def test_every_trial_is_stamped_and_ranks_do_not_cross_stamps(make_setup: Make) -> None:
+    setup, other = make_setup(), make_setup(study={"name": "t"}, hashes={"data": "e", "protocol": "p"})
+    for made in (setup, other):
+        with StudyDirectory(made) as directory:
+            ledger = Ledger(directory, lambda event: None)
+            ledger.next_trial()
+            assert directory.table()[0].hashes == made.hashes
+            assert directory.table()[0].version == raylg.__version__
+            if made is other:
+                ledger.next_trial()
+                foreign = directory.journal.get_trials()[1]
+    with StudyDirectory(setup) as directory:
+        directory.journal.add_trial(foreign)  # somebody has merged two journals
+        assert len(directory.records()) == 2
+        with pytest.raises(ConfigError) as caught:
+            directory.table()
+    assert "  trials 0: data d, protocol p\n  trials 1: data e, protocol p\n" in str(caught.value)
