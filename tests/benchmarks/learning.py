@@ -1,12 +1,12 @@
 """Does it learn? The two-stage recipe with averaged weights against the plain loop: validation AUC by training pairs.
 
-python tests/benchmarks/learning.py [--seeds 1 2 3] [--pairs 2560] [--homographies 512] [--cache ~/.cache/raylg]
+python tests/benchmarks/learning.py [--seeds 4 5 6] [--goal 50] [--pairs 2560] [--cache ~/.cache/raylg]
 
 Plain loop: posed pairs only, the formulas of `tests/benchmarks/reference.py`, the weights of the last step. Recipe:
 homographies of the rendered training images first, then posed pairs, the average of the weights, all by raylg's
 trainer; its homographies count as training pairs. Both start from the same weights, take posed pairs in the same order,
-and have the same optimiser, shape of schedule and learning rate. Curves are means over seeds. The goal
-is the best score of the plain loop.
+and have the same optimiser, shape of schedule and learning rate. Curves are means over seeds. The
+goal is a fixed score, and beside it the best one of the plain loop, which is only known afterwards.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--homographies", type=int, default=512, help="how many of the recipe's pairs these are")
     parser.add_argument("--every", type=int, default=256, help="validate each time this many more pairs were seen")
     parser.add_argument("--ema-pairs", type=float, default=256.0, help="time constant of the average")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3))
+    parser.add_argument("--seeds", type=int, nargs="+", default=(4, 5, 6))
+    parser.add_argument("--goal", type=float, default=50.0, help="mean AUC in percent; at the start it is 48")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default="~/.cache/raylg", help="renders and features")
     words = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
             recipe.append(two_stages(seeded, words.homographies, words.ema_pairs, Path(workdir)))
         print(f"seed {seed}: at the end plain {ending(plain[-1]):.1f}, two stages {ending(recipe[-1]):.1f}", flush=True)
     print(f"{date.today()}: {words.pairs} pairs, {words.homographies} homographies first, seeds {words.seeds}\n")
-    print_table(mean_curve(plain), mean_curve(recipe))
+    print_table(mean_curve(plain), mean_curve(recipe), words.goal / 100)
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -165,18 +166,18 @@ def write_photographs(config: RunConfig, folder: Path) -> Path:
     return folder
 
 
-def print_table(plain: Curve, recipe: Curve) -> None:
-    """Both curves, and after how many pairs each reaches the best score of the plain loop."""
+def print_table(plain: Curve, recipe: Curve, fixed: float) -> None:
+    """Both curves, and after how many pairs each reaches a fixed score and the best one of the plain loop."""
     print("| training pairs | plain: AUC@5 / 10 / 20 | two stages: AUC@5 / 10 / 20 |")
     print("|--:|--:|--:|")
     for pairs in sorted(plain.keys() | recipe.keys()):
         cells = ("" if pairs not in curve else percent(curve[pairs]) for curve in (plain, recipe))
         print(f"| {pairs} | {' | '.join(cells)} |")
-    goal = max(metrics[GOAL] for metrics in plain.values())
-    needed = [first_at(curve, goal) for curve in (plain, recipe)]
-    print(f"\nMean AUC {100 * goal:.1f}, the best of the plain loop: plain {needed[0]} pairs, two stages {needed[1]}.")
-    print(f"At the end: plain {ending(plain):.1f}, two stages {ending(recipe):.1f}. A score that is reached and lost")
-    print("again was reached by chance: the claim holds only where the recipe is also ahead at the end.")
+    print("\n| mean AUC | plain | two stages |")
+    print("|---|--:|--:|")
+    for name, goal in (("fixed", fixed), ("best of the plain loop", max(metrics[GOAL] for metrics in plain.values()))):
+        print(f"| {100 * goal:.1f}, {name} | {first_at(plain, goal)} | {first_at(recipe, goal)} |")
+    print(f"| at the end | {ending(plain):.1f} | {ending(recipe):.1f} |")
 
 
 def percent(metrics: Mapping[str, float]) -> str:
