@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raylg.console.terminal import console, guard
+from raylg.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,10 @@ def _report(argv: Sequence[str]) -> int:
 
     from raylg.reporting.study_page import write_report
 
-    report = write_report(path)
+    try:
+        report = write_report(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: the report cannot be written ({error}); copy the study to where you may") from error
     out = console()
     for what in report.left_out:
         out.print(f"left out: {what}")

@@ -15,7 +15,7 @@ from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import build
 from raylg.search.books import Proposal
 from raylg.search.config import StudyConfig
-from raylg.search.finalists import Run
+from raylg.search.finalists import FOLDER, Run
 from raylg.search.ledger import Ledger
 from raylg.search.space import SearchSpace
 from raylg.search.stored import read_study
@@ -133,6 +133,10 @@ def confirm(path: Path, finalists: tuple[int, ...], seeds: tuple[int, ...] = (41
 
     def evidence(number: int) -> Evidence:
         runs = tuple(pair_scores(0.918 * peak(values[number]) + 0.02 * (seed % 5), seed) for seed in seeds)
+        for index, (seed, scores) in enumerate(zip(seeds, runs, strict=True), start=1):
+            workdir = path / FOLDER / Run(number, index, seed).name
+            workdir.mkdir(parents=True)
+            scores.save(workdir / "pairs.npz")
         return Evidence(number=number, values=values[number], runs=runs, seconds=370.0 + number)
 
     baseline, contenders = weigh(evidence(0), [evidence(number) for number in finalists], [5.0], confidence=0.95)

@@ -69,7 +69,7 @@ def run_study(
         on_event: called from this thread whenever a trial starts, reports, restarts or ends.
         fit: trains one configuration.
         cost: values of a trial to the seconds that it is expected to take.
-        is_feasible: whether a configuration fits the memory; others are never proposed.
+        is_feasible: whether a configuration fits the memory; others are never drawn.
 
     Raises:
         NoFeasibleTrialError: no trial could be scored at full budget.
@@ -100,7 +100,7 @@ def run_study(
 def _job(directory: StudyDirectory, session: RaySession, fit: Fit, rungs: Sequence[int]) -> Job:
     setup = directory.setup
     return Job(
-        run=to_mapping(study_run(with_prepared_benchmarks(setup.run), directory.path.name, rungs)),
+        run=to_mapping(study_run(with_prepared_benchmarks(setup.run), directory.storage_name, rungs)),
         objective=setup.objective,
         name=directory.path.name,
         cwd=os.getcwd(),

@@ -99,18 +99,18 @@ class StudyReporter:
         self._send(values)
 
 
-def study_run(run: RunConfig, study: str, rungs: Sequence[int]) -> RunConfig:
+def study_run(run: RunConfig, storage_name: str, rungs: Sequence[int]) -> RunConfig:
     """What trials are laid over: the configuration of a study that keeps the weights of each rung.
 
     Args:
         run: configuration of the study.
-        study: its name, the folder of its trials in `train.checkpoint_storage`.
+        storage_name: folder of its runs in `train.checkpoint_storage`.
         rungs: in pairs seen.
     """
     storage = run.train.checkpoint_storage
     values = {
         "train.rungs": sorted({*run.train.rungs, *rungs}),
-        "train.checkpoint_storage": None if storage is None else f"{storage.rstrip('/')}/{study}",
+        "train.checkpoint_storage": None if storage is None else f"{storage.rstrip('/')}/{storage_name}",
     }
     return override(run, values)
 

@@ -241,6 +241,7 @@ def _cost_of(probed: Probed, run: Any) -> CostModel:
         report_s=run.train.num_figures * _FIGURE_S + (probed.held_bytes + probed.weights_bytes) / _DISK_BYTES_S,
         start_s=probed.start_s + (0.0 if inline else _WORKER_GROUP_S),
         launch_s=_LAUNCH_S,
+        too_large=probed.too_large,
         architecture=(run.model.matcher.num_layers, run.model.matcher.descriptor_dim),
     )
 

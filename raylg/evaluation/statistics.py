@@ -71,7 +71,7 @@ def paired_difference(
     deltas = _deltas(a, b, threshold)
     images, num_images = _image_pairs(a)
     difference = float(deltas.mean())
-    if len(deltas) == 1 and difference != 0:  # one pair does not tell how pairs vary
+    if min(len(deltas), num_images) == 1 and deltas.any():  # that does not tell how pairs vary
         (low, high), share = _UNDECIDED, 0.5
     else:
         resampled = _resample(deltas, images, num_images, num_resamples, np.random.default_rng(seed))
@@ -105,13 +105,13 @@ class SeededDifference:
     seed_error: float | None
     """Part of the standard error that comes from seeds; None where one has a single seed, which does not tell."""
     pair_error: float | None
-    """Part that comes from the choice of pairs and images; None with one pair."""
+    """Part that comes from the choice of pairs and images; None with one pair or one image."""
 
 
 def difference_and_error(a: PairScores, b: PairScores, threshold: float | Sequence[float]) -> tuple[float, float]:
     """Mean score of `a` minus that of `b` on the same pairs, and its standard error, as shares.
 
-    Any dependence of pairs with a common image is allowed; the error is infinite for a single pair.
+    Any dependence of pairs with a common image is allowed; the error is infinite for a single pair or image.
 
     Args:
         a: scores of one matcher.
@@ -122,8 +122,9 @@ def difference_and_error(a: PairScores, b: PairScores, threshold: float | Sequen
         ConfigError: no pairs, or not the same ones.
     """
     deltas = _deltas(a, b, threshold)
-    error = _standard_error(deltas, *_image_pairs(a)) if len(deltas) > 1 else float("inf")
-    return float(deltas.mean()), error
+    images, num_images = _image_pairs(a)
+    several_pairs = min(len(deltas), num_images) > 1
+    return float(deltas.mean()), _standard_error(deltas, images, num_images) if several_pairs else float("inf")
 
 
 def seeded_differences(
@@ -162,7 +163,7 @@ def seeded_differences(
     images, num_images = _image_pairs(baseline[0])
     means = np.stack([each.mean(axis=0) for each in deltas])
     per_seed = [each.mean(axis=1) for each in deltas]
-    several_pairs, several_seeds = means.shape[1] > 1, all(len(each) > 1 for each in per_seed)
+    several_pairs, several_seeds = min(means.shape[1], num_images) > 1, all(len(each) > 1 for each in per_seed)
     of_pairs = np.array([_standard_error(each, images, num_images) if several_pairs else np.nan for each in means])
     of_seeds = np.array([each.std(ddof=1) / np.sqrt(len(each)) if several_seeds else np.nan for each in per_seed])
     known = several_pairs and several_seeds

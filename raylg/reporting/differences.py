@@ -14,7 +14,7 @@ from raylg.evaluation.pair_scores import PairScores
 from raylg.evaluation.pose import FloatArray, scores
 from raylg.evaluation.statistics import paired_difference
 from raylg.reporting.score import Score, pairs_of, percent, points
-from raylg.reporting.style import ACCENT, BAD, GOOD, INK, MUTED, canvas, drawing, to_svg
+from raylg.reporting.style import ACCENT, BAD, GOOD, INK, MUTED, canvas, drawing, plain, to_svg
 from raylg.search.stored import StoredStudy
 
 _NUM_TRIALS = 12
@@ -43,12 +43,13 @@ class Difference:
 def selection_differences(study: StoredStudy, score: Score) -> list[Difference]:
     """The best trials at full budget against the baseline, on the pairs that chose them; empty without pair scores."""
     baseline = study.baseline
-    reference = pairs_of(study, baseline) if baseline and baseline.state == "complete" else None
+    reference = pairs_of(study, study.trial_dir(0)) if baseline and baseline.state == "complete" else None
     if reference is None:
         return []
     found = []
     for record in study.ranked[: _NUM_TRIALS + 1]:
-        pairs = pairs_of(study, record) if record.state == "complete" and record.number else None
+        is_rival = record.state == "complete" and record.number != 0
+        pairs = pairs_of(study, study.trial_dir(record.number)) if is_rival else None
         if pairs is None:
             continue
         try:
@@ -88,7 +89,7 @@ def forest(differences: Sequence[Difference], axis: str, chosen: str = "") -> Ma
             axes.annotate(
                 each.text, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK
             )
-        axes.set_yticks(range(len(differences)), [each.label for each in differences])
+        axes.set_yticks(range(len(differences)), [plain(each.label) for each in differences])
         axes.set(ylim=(len(differences) - 0.5, -0.5), xlabel=axis)
         axes.grid(axis="y", visible=False)
         listed = "; ".join(f"{each.label} {each.text}" for each in differences)

@@ -21,8 +21,8 @@ def study_frame(study: StoredStudy | Path | str) -> pd.DataFrame:
 
     Returns:
         `number` (index), `state`, `reason`, `lottery`, `pairs_seen`, `objective` (score at the last report, a share),
-            `started`, `finished` (UTC), `seconds` (trained), `num_failures`; a column per searched path, and one per
-            metric of the last report, such as ``val/auc@10``.
+            `started`, `finished` (by the clock of the machine that ran the study), `seconds` (trained), `num_failures`;
+            a column per searched path, and one per metric of the last report, such as ``val/auc@10``.
 
     Raises:
         ConfigError: there is no study.

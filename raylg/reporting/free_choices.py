@@ -78,6 +78,6 @@ def _table(name: str, swept: FreeAxes) -> Table:
         ]
         rows.append(Row(cells=cells, kind="best" if point.setting == swept.best else ""))
     scores = [f"@{threshold:g} {swept.unit}" for threshold in swept.thresholds]
-    headers = ["setting", *scores, "matching, ms", "estimation, ms", "matches", ""]
+    headers = ["setting", *scores, "matching, ms", "estimation, ms", "matches", "remark"]
     caption = f"{name}: settings on the front, fastest first; {swept.num_pairs} of {swept.num_pairs_of} pairs"
     return Table(caption=caption, headers=headers, rows=rows, reason=True)

@@ -8,11 +8,12 @@ from raylg.reporting.differences import Difference, forest
 from raylg.reporting.page import Picture, Row, Section, Table
 from raylg.reporting.score import Score, duration, percent, settings
 from raylg.search.stored import StoredStudy
-from raylg.search.verdict import ConfirmationResult, Contender
+from raylg.search.verdict import ConfirmationResult, Contender, read
 
 Verdict = tuple[str, str, str]
 """One sentence; better, same, worse, open or none; and what it does not say."""
 _KINDS = {"better": "better", "no difference": "same", "worse": "worse", "no verdict": "none"}
+_GONE_ON = "The search has gone on since: there are trials that this does not know of, and finalists are chosen anew."
 _OPTIMISTIC = (
     "These pairs chose the trial, so the number is optimistic, and the interval does not know how training varies with "
     "the seed. Only runs on fresh seeds tell."
@@ -31,7 +32,8 @@ def verdict(
         leading: `selection_differences`.
     """
     if found is not None:
-        return _confirmed(found)
+        sentence, kind, caveat = _confirmed(found)
+        return sentence, kind, f"{caveat} {_GONE_ON}".strip() if _has_gone_on(study) else caveat
     best = study.best
     if best is None:
         ends = [f"trial {record.number}: {record.reason}" for record in study.records if record.reason][:3]
@@ -47,20 +49,37 @@ def verdict(
     return sentence, "open", _OPTIMISTIC
 
 
+def _has_gone_on(study: StoredStudy) -> bool:
+    """Whether there are trials that the confirmation knows nothing of."""
+    plan = (read(study.path / "confirm" / "confirmation.json") or {}).get("plan", {})
+    considered = plan.get("considered", [record.number for record in study.records])
+    return any(
+        record.state in ("running", "waiting") or (record.state == "complete" and record.number not in considered)
+        for record in study.records
+    )
+
+
 def _confirmed(found: ConfirmationResult) -> Verdict:
     sentence = f"{found.sentence[:1].upper()}{found.sentence[1:]}."
     kind = _KINDS[found.outcome]
     together = f"Intervals hold for all finalists together with {100 * found.confidence:.0f} % confidence"
-    level = f"{together}; the scores that chose the finalists are not in them."
+    level = f"{together}; the scores that chose the finalists are not in them." if found.baseline else ""
     if not found.finished:
         return f"Being confirmed: {sentence}", "open", f"More seeds are to come. {level}"
     if found.outcome == "no verdict":
         return sentence, kind, ""
     contenders = [each for each in (found.baseline, *found.finalists) if each is not None]
     chosen = [each for each in contenders if each.number == found.chosen]
-    use = [f"Use trial {each.number}: {settings(each.values)}." for each in chosen]
+    use = [f"Use trial {each.number}: {settings(each.values)}{_own_gain(each, found)}." for each in chosen]
     ended = [f"Confirmation ended: {found.reason}."] if found.reason else []
     return sentence, kind, " ".join([*use, *ended, level])
+
+
+def _own_gain(contender: Contender, found: ConfirmationResult) -> str:
+    """Of the cheapest in a tie, which need not be the one with the best difference, of which the sentence tells."""
+    if found.outcome == "better" or contender.difference is None:
+        return ""
+    return f" ({_difference(contender).text} over the baseline)"
 
 
 def against_baseline(
@@ -121,7 +140,7 @@ def _contenders(found: ConfirmationResult, score: Score) -> Table:
         rows.append(Row(cells=cells, kind=kind))
     headers = ["trial", "configuration", f"{score.title}", "of each seed", "minus baseline"]
     return Table(
-        caption="Confirmation: mean score over fresh seeds in percent, standard errors in points",
+        caption="Confirmation: mean score (the AUC but for its trapezoids) in percent, standard errors in points",
         headers=[*headers, "error of seeds", "error of pairs", "training time", "verdict"],
         rows=rows,
         num_text=2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -14,7 +15,6 @@ from markupsafe import Markup
 from raylg.data.stream import PairData
 from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import build
-from raylg.search.record import TrialRecord
 from raylg.search.stored import StoredStudy
 from raylg.training.benchmarks import open_benchmark
 from raylg.training.checkpoint import load_matcher
@@ -26,29 +26,29 @@ _QUALITY = 82
 
 
 def match_pictures(
-    study: StoredStudy, trials: Sequence[tuple[TrialRecord, PairScores]], rows: Sequence[int]
+    study: StoredStudy, runs: Sequence[tuple[str, Path, PairScores]], rows: Sequence[int]
 ) -> list[tuple[str, Markup]]:
-    """Name and picture of pairs: one pair of images for each trial, under each other.
+    """Name and picture of pairs: one pair of images for each run, under each other.
 
     Args:
         study: whose pairs they are.
-        trials: with their scores of the same pairs, top to bottom.
+        runs: name, directory, and scores of the same pairs, top to bottom.
         rows: of the scores.
 
     Raises:
         RaylgError: the data or a checkpoint is not there.
     """
     run = build(RunConfig, study.description["run"])
-    matchers = [load_matcher(study.trial_dir(record.number))[0] for record, _ in trials]
+    matchers = [load_matcher(folder)[0] for _, folder, _ in runs]
     device = torch.device("cpu")  # the GPUs may be training
     dataset = _open(run, study.objective.partition("/")[0])
     pictures = []
     for row in rows:
         drawn = [
             pair_figure(matcher, dataset, run, (scores, row), device)
-            for matcher, (_, scores) in zip(matchers, trials, strict=True)
+            for matcher, (_, _, scores) in zip(matchers, runs, strict=True)
         ]
-        names = ", ".join(f"trial {record.number}" for record, _ in trials)
+        names = ", ".join(name for name, _, _ in runs)
         name = drawn[0][0]
         pictures.append((name, _image(np.concatenate([image for _, image in drawn]), f"Matches of {name}: {names}")))
     return pictures

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from raylg.errors import ConfigError
 from raylg.evaluation.measures import MEASURES, ScoreColumns
 from raylg.evaluation.pair_scores import PairScores
 from raylg.search.finalists import pair_scores, thresholds_of
-from raylg.search.record import TrialRecord
 from raylg.search.stored import StoredStudy
 
 
@@ -45,10 +45,10 @@ class Score:
         )
 
 
-def pairs_of(study: StoredStudy, record: TrialRecord) -> PairScores | None:
-    """Scores of single pairs at the last report of a trial; None where they are not there, or cut off by a crash."""
+def pairs_of(study: StoredStudy, run: Path) -> PairScores | None:
+    """Scores of single pairs at the last report of a run; None where they are not there, or cut off by a crash."""
     try:
-        return pair_scores(study.trial_dir(record.number), study.objective)
+        return pair_scores(run, study.objective)
     except ConfigError:
         return None
 

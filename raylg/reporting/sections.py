@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from raylg.errors import ConfigError
 from raylg.reporting import trial_figures
 from raylg.reporting.frames import CSV, PARQUET
 from raylg.reporting.page import Picture, Row, Section, Table
@@ -17,6 +19,8 @@ from raylg.search.rungs import read_rungs
 from raylg.search.stored import StoredStudy
 from raylg.search.verdict import ConfirmationResult, read
 
+TEST = "test.json"
+"""In the study directory."""
 ENDED: tuple[State, ...] = ("complete", "stopped", "infeasible", "failed")
 
 
@@ -82,7 +86,7 @@ def space(study: StoredStudy, score: Score) -> Section:
     pictures = []
     mapped = trial_figures.value_map(study, score.axis)
     if mapped is not None:
-        pictures.append(Picture(content=mapped, caption="Every trial; the baseline has a thick edge."))
+        pictures.append(Picture(content=mapped, caption="Trials that have both values; the baseline has a thick edge."))
     for parameter, drawn in trial_figures.slices(study, score.axis):
         caption = f"{parameter.path}: {parameter.describe()}, {parameter.role}. Open marks were stopped early."
         pictures.append(Picture(content=drawn, caption=caption))
@@ -92,6 +96,24 @@ def space(study: StoredStudy, score: Score) -> Section:
         pictures.append(Picture(content=lines, caption=caption, wide=True))
     sentences = [study.space.description] if study.space.description else []
     return Section(name="space", title="Search space", sentences=sentences, pictures=pictures)
+
+
+def test_pairs(study: StoredStudy) -> Section:
+    """The last table of ``tune``: the chosen configuration on pairs that chose nothing, and who has looked at them.
+
+    Raises:
+        ConfigError: the file is not such a table.
+    """
+    section = Section(name="test", title="Test pairs")
+    stored = study.json(TEST)
+    if stored is None:
+        return section
+    try:
+        rows = [Row(cells=cells) for cells in stored["rows"]]
+        tables = [Table(caption=stored["title"], headers=stored["headers"], rows=rows)] if rows else []
+        return replace(section, sentences=[f"{line}." for line in stored["reads"]], tables=tables)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{study.path / TEST}: not a table of tune ({error!r}); delete it to leave it out") from error
 
 
 def cost(study: StoredStudy) -> Section:
@@ -116,7 +138,9 @@ def cost(study: StoredStudy) -> Section:
     everything = [each for group in groups.values() for each in group]
     total = sum(pairs for pairs, _ in everything)
     rows = [_cost_row(name, group, total, gpus) for name, group in [*groups.items(), ("all", everything)]]
-    stopped = [record.pairs_seen for record in study.records if record.state == "stopped"]
+    rungs = read_rungs(study.path / "rungs.json").values()
+    by_rungs = {number for passages in rungs for number, passage in passages.items() if not passage.goes_on}
+    stopped = [r.pairs_seen for r in study.records if r.state == "stopped" and r.number in by_rungs]
     saved = len(stopped) * study.num_pairs - sum(stopped)
     sentences = [f"A trial at full budget trains on {study.num_pairs:,} pairs."]
     if saved:
@@ -125,7 +149,8 @@ def cost(study: StoredStudy) -> Section:
         hours = f", {spent['gpu_hours']:.1f} GPU-hours" if spent["gpu_hours"] else ""
         sentences.append(f"The study has run for {duration(spent['seconds'])}{hours}, pauses not counted.")
     headers = ["trials", "number", "pairs", "share", "time", *(["GPU-hours"] if gpus else [])]
-    table = Table(caption="By how trials ended; trials may run at the same time", headers=headers, rows=rows)
+    caption = "By how trials ended; trials may run at the same time; time of the confirmation without scoring"
+    table = Table(caption=caption, headers=headers, rows=rows)
     return Section(name="cost", title="Cost", sentences=[" ".join(sentences)], tables=[table])
 
 
@@ -142,7 +167,7 @@ def provenance(study: StoredStudy, left_out: Sequence[str]) -> Section:
     facts = {"objective": study.objective, "started": description["created"]}
     ended = [record.finished for record in study.records if record.finished]
     if ended:
-        facts["last trial ended"] = f"{max(ended):%Y-%m-%d %H:%M}"
+        facts["last trial ended"] = f"{max(ended):%Y-%m-%d %H:%M} by the clock of the machine that ran it"
     facts |= {f"hash of {name}": str(value) for name, value in description["hashes"].items()}
     facts |= _versions(description["versions"])
     for number, versions in enumerate(description.get("resumed_with", []), start=1):
@@ -198,7 +223,6 @@ def tiles(study: StoredStudy, score: Score, found: ConfirmationResult | None) ->
         shown_tiles.append((f"{percent(found.baseline.score)} %", f"baseline, {kind}", "trial 0"))
         chosen = next((each for each in found.finalists if each.number == found.chosen), None)
         if chosen is not None:
-            what = f"trial {chosen.number}, {kind}"
             shown_tiles.append(
                 (f"{percent(chosen.score)} %", f"trial {chosen.number}, {kind}", settings(chosen.values))
             )
@@ -210,5 +234,5 @@ def tiles(study: StoredStudy, score: Score, found: ConfirmationResult | None) ->
             shown_tiles.append((f"{percent(best.objective)} %", what, settings(best.values)))
     pairs = sum(record.pairs_seen for record in study.records)
     if pairs:
-        shown_tiles.append((f"{pairs:,}", "training pairs seen", f"{study.num_pairs:,} in a full trial"))
+        shown_tiles.append((f"{pairs:,}", "training pairs of the search", f"{study.num_pairs:,} in a full trial"))
     return shown_tiles

@@ -95,6 +95,11 @@ def canvas(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def plain(text: str) -> str:
+    """A name from the data as a label: dollars are no formula."""
+    return text.replace("$", r"\$")
+
+
 def to_svg(figure: Figure, description: str) -> Markup:
     """The figure as an SVG element for a page.
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+from raylg.reporting.score import shown
 from raylg.reporting.style import (
     ACCENT,
     BAD,
@@ -26,6 +27,7 @@ from raylg.reporting.style import (
     STATE_MARKERS,
     canvas,
     drawing,
+    plain,
     score_colours,
     to_svg,
 )
@@ -72,7 +74,7 @@ def _curve(axes: Axes, record: TrialRecord, best: int | None) -> None:
         colour, width, order, alpha = (BASELINE if record.number == 0 else ACCENT), 2.6, 4, 1.0
     style = ":" if record.lottery else "-"
     axes.plot(pairs, scores, style, color=colour, linewidth=width, alpha=alpha, zorder=order)
-    if record.state != "complete":
+    if record.state != "complete" or len(pairs) == 1:  # a single report makes no line
         marker = STATE_MARKERS[record.state]
         axes.plot(pairs[-1:], scores[-1:], marker, color=colour, markersize=5, alpha=alpha, zorder=order)
     if record.number in (0, best):
@@ -197,11 +199,13 @@ def parallel(study: StoredStudy, title: str) -> Markup | None:
             columns, values = np.array([point for point in at if point[1] is not None], float).reshape(-1, 2).T
             thin = record.state != "complete"
             axes.plot(columns, values, "--" if thin else "-", color=colour, linewidth=0.9 if thin else 1.8, alpha=0.85)
-        _parallel_axes(axes, parameters, norm, title)
+        _parallel_axes(axes, study, parameters, norm, title)
         return to_svg(figure, f"One line per trial through its values to its {title}; red lines could not be trained")
 
 
-def _parallel_axes(axes: Axes, parameters: Sequence[Parameter], norm: Normalize, title: str) -> None:
+def _parallel_axes(
+    axes: Axes, study: StoredStudy, parameters: Sequence[Parameter], norm: Normalize, title: str
+) -> None:
     names = [parameter.path.rpartition(".")[2] for parameter in parameters]
     axes.set_xticks(range(len(names) + 1), [*names, title])
     axes.set(ylim=(-0.05, 1.05), yticks=[])
@@ -210,10 +214,10 @@ def _parallel_axes(axes: Axes, parameters: Sequence[Parameter], norm: Normalize,
         axes.spines[side].set_visible(False)
     for column, parameter in enumerate(parameters):
         axes.axvline(column, color=MUTED, linewidth=0.8, zorder=0)
-        ticks = parameter.values if parameter.type == "choice" else (parameter.low, parameter.high)
+        ticks = parameter.values if parameter.type == "choice" else _ends(study, parameter)
         for row, value in enumerate(ticks):
             height = row / max(1, len(ticks) - 1)
-            _label(axes, column, height, f"{value:g}" if isinstance(value, float) else str(value))
+            _label(axes, column, height, plain(shown(value)))
     axes.axvline(len(names), color=INK, linewidth=1.2, zorder=0)
     for height, value in ((0.0, norm.vmin), (1.0, norm.vmax)):
         _label(axes, len(names), height, f"{value:.1f}")
@@ -231,9 +235,7 @@ def _heights(study: StoredStudy, parameter: Parameter) -> Callable[[TrialRecord]
             order.get(_key(record.values[parameter.path])) if parameter.path in record.values else None
         )
     scale: Callable[[float], float] = math.log if parameter.log else float
-    values = [float(record.values[parameter.path]) for record in _values(study, parameter)]
-    ends = [] if parameter.offset_from else [parameter.low, parameter.high]
-    low, high = scale(min(values + ends)), scale(max(values + ends))
+    low, high = map(scale, _ends(study, parameter))
 
     def height(record: TrialRecord) -> float | None:
         if parameter.path not in record.values:
@@ -241,6 +243,13 @@ def _heights(study: StoredStudy, parameter: Parameter) -> Callable[[TrialRecord]
         return (scale(float(record.values[parameter.path])) - low) / max(high - low, 1e-12)
 
     return height
+
+
+def _ends(study: StoredStudy, parameter: Parameter) -> tuple[float, float]:
+    """What an axis spans: range and what was tried; of a relative parameter, whose range is of offsets, the latter."""
+    values = [float(record.values[parameter.path]) for record in _values(study, parameter)]
+    ends = [] if parameter.offset_from else [float(parameter.low), float(parameter.high)]
+    return min(values + ends), max(values + ends)
 
 
 def _by_state(records: Sequence[TrialRecord]) -> Iterator[tuple[State, list[TrialRecord]]]:
@@ -265,7 +274,7 @@ def _axis(
     values = {_key(value): str(value) for value in parameter.values}
     values |= {_key(record.values[parameter.path]): str(record.values[parameter.path]) for record in records}
     places = {key: float(place) for place, key in enumerate(values)}
-    axes.set(**{f"{side}ticks": range(len(values)), f"{side}ticklabels": list(values.values())})
+    axes.set(**{f"{side}ticks": range(len(values)), f"{side}ticklabels": [plain(text) for text in values.values()]})
     axes.set(**{f"{side}lim": (-0.5, len(values) - 0.5)})
     return lambda record: places[_key(record.values[parameter.path])]
 

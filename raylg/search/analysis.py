@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from raylg.search.importance import Importances, importances
 from raylg.search.isolation import Interval, PowerLaw, fit_power_law
@@ -89,13 +88,6 @@ class Analysis:
     importances: Importances
     edges: tuple[str, ...]
     """Parameters whose best value lies at the end of its range, a sentence each."""
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain mapping for JSON."""
-        mapping = asdict(self)
-        if self.isolation is not None:
-            mapping["isolation"]["sentence"] = self.isolation.sentence
-        return mapping
 
 
 def analyse(records: Sequence[TrialRecord], space: SearchSpace, confidence: float = 0.95) -> Analysis:

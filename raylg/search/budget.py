@@ -1,10 +1,10 @@
-"""How much a study may spend, and what it has spent; time in which it did not run is free."""
+"""How much a study may spend; time in which it does not run is free."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from raylg.errors import ConfigError
 
@@ -23,6 +23,12 @@ class Limits:
     """Of GPUs that trials hold, confirmation included."""
     trials: int | None = None
     """Configurations tried, the baseline included; confirmation does not count."""
+
+    def exceed(self, others: Mapping[str, float | None]) -> bool:
+        """Whether one of these limits is beyond that of `others`, by their names; what those lack is not compared."""
+        mine: dict[str, float | None] = {**asdict(self)}
+        pairs = [(old, mine[name]) for name, old in others.items()]
+        return any(old is not None and (now is None or now > old) for old, now in pairs)
 
 
 def parse_limits(words: Sequence[str]) -> Limits:

@@ -45,7 +45,7 @@ def write_chosen(directory: StudyDirectory, result: ConfirmationResult) -> Path 
             f"{len(contender.per_seed)} fresh seeds {contender.score:.4f}. Weights: {run / 'checkpoints'}"
         )
     header = [
-        f"# Study {directory.path.name}, confirmed: {result.sentence}",
+        f"# Study {directory.path.name}, confirmation: {result.sentence}",
         f"# Trial {record.number}{' (the baseline)' if record.number == BASELINE else ''}: {values}",
         numbers,
         f"# raylg {raylg.__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "

@@ -23,6 +23,7 @@ class SamplerConfig:
     """Sobol points before tpe or gp models the objective; the baseline counts."""
 
     def __post_init__(self) -> None:
+        check(self.seed >= 0, "seed", self.seed, "at least 0")
         check(self.num_startup_trials >= 1, "num_startup_trials", self.num_startup_trials, "at least 1")
 
 

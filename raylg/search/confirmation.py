@@ -47,7 +47,8 @@ class Confirmation:
     """Keeps the books of a confirmation; see `raylg.search.books.Books`.
 
     All that it knows is in ``confirm/confirmation.json``, written before it is acted on. It is not repeated, unless the
-    search has gone on or `study.confirm` has changed since: then finalists are chosen anew, and runs are kept.
+    search has gone on, `study.confirm` has changed, or the budget has grown before it was decided: then finalists are
+    chosen anew, and runs are kept.
 
     Args:
         directory: a study whose search has ended with a trial at full budget.
@@ -64,6 +65,7 @@ class Confirmation:
         self._directory, self._on_event = directory, on_event
         self._study, self._options = directory.setup.study, directory.setup.study.confirm
         self._meter = meter or Meter(directory.path / "spent.json", self._study.limits)
+        self._meter.confirms = True
         self._num_pairs: int = directory.setup.run.train.num_pairs
         self._records = {record.number: record for record in directory.records()}
         self._seconds = {n: seconds_of(each.metrics, self._num_pairs) or 0.0 for n, each in self._records.items()}
@@ -74,8 +76,12 @@ class Confirmation:
         self._looks: list[dict[str, Any]] = []
         self.result: ConfirmationResult | None = None
         """After the last look; None before the first."""
-        self._plan = self._restore() or self._make_plan()
+        self._plan = self._restore() or make_plan(directory, self._meter, list(self._runs.values()))
         self._stride: int = 10 ** max(4, len(str(max(self._records))))
+        for run in list(self._runs.values()):  # that the last session was killed before it could stop
+            if run.state == "running" and (reason := self._why_stopped(run)):
+                self._end(run, "stopped", reason)
+        self._end_by_budget()
         self._settle()
 
     @property
@@ -186,17 +192,11 @@ class Confirmation:
         plan = Plan(**stored["plan"])
         if (plan.considered, plan.options) != (at_full_budget(self._records.values()), asdict(self._options)):
             return None
-        self._looks = stored["looks"]
-        self.result = None if stored["result"] is None else verdict.from_mapping(stored["result"])
+        result = None if stored["result"] is None else verdict.from_mapping(stored["result"])
+        if self._study.limits.exceed(plan.limits) and (plan.cut or verdict.is_open(result, self._options)):
+            return None
+        self._looks, self.result = stored["looks"], result
         return plan
-
-    def _make_plan(self) -> Plan:
-        limits, share = self._study.limits, self._options.budget_share
-        used = ((limits.seconds, self._meter.seconds), (limits.gpu_hours, self._meter.gpu_hours))
-        ratios = [max(0.0, limit - spent) / spent for limit, spent in used if limit is not None and spent > 0]
-        trained = sum(record.pairs_seen for record in self._records.values())
-        begun = {run.seed_number: run.seed for run in self._runs.values()}
-        return make_plan(self._directory, max_pairs=trained * min(ratios, default=share / (1 - share)), begun=begun)
 
     def _number(self, run: Run) -> int:
         """Of a run among all: seed 2 of trial 7 is 20007."""
@@ -233,7 +233,7 @@ class Confirmation:
         """Begin no further seed when the budget is used up."""
         begun = max((run.seed_number for run in self._runs.values()), default=0)
         spent = self._meter.reached()
-        if spent is not None and 0 < begun < self._plan.target:
+        if spent is not None and begun < self._plan.target and not self._is_finished:
             self._plan.target, self._plan.cut = begun, f"budget {spent} used up"
             self._save()
             self._settle()

@@ -83,6 +83,8 @@ class CostModel:
     """Until the processes that trials run in have started, for the search and for each look of its confirmation."""
     architecture: tuple[int, int]
     """Layers and width of the matcher that was timed."""
+    too_large: tuple[int, ...] = ()
+    """Numbers of keypoints of which not a single pair fitted when it was tried."""
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values."""
@@ -115,7 +117,9 @@ class CostModel:
 
     def why_too_large(self, run: Any) -> str | None:
         """Why a worker cannot hold a single pair of a configuration; None where it can."""
-        keypoints = run.data.num_keypoints
+        keypoints, tried = run.data.num_keypoints, min(self.too_large, default=None)
+        if tried is not None and keypoints >= tried and self._work(run) >= 1:
+            return f"a pair of {tried} keypoints did not fit the memory of a worker on {self.device}"
         needed = self.held_bytes + self._work(run) * self._pair_bytes(keypoints)
         if needed <= self.memory_bytes:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from raylg.evaluation.measures import Measure
 from raylg.evaluation.pair_scores import PairScores
 from raylg.evaluation.statistics import difference_and_error
 from raylg.schema import override, to_mapping
+from raylg.search.config import StudyConfig
+from raylg.search.meter import Meter
 from raylg.search.record import State, TrialRecord
 from raylg.search.study import StudyDirectory, dump_yaml
 
@@ -43,6 +45,8 @@ class Plan:
     """Training pairs that fit the budget."""
     target: int
     """Seeds to train with before the next look at the data."""
+    limits: dict[str, float | None] = field(default_factory=dict)
+    """`study.budget` in numbers."""
     cut: str = ""
     """What ended the budget before the seeds that were planned."""
 
@@ -71,20 +75,21 @@ class Run:
         return f"{self.trial:04d}-seed-{self.seed_number}"
 
 
-def make_plan(directory: StudyDirectory, *, max_pairs: float, begun: Mapping[int, int]) -> Plan:
-    """Choose finalists and seeds; a pure function of the study.
+def make_plan(directory: StudyDirectory, meter: Meter, runs: Sequence[Run]) -> Plan:
+    """Choose finalists and seeds. Finalists for which the budget has no `min_seeds` seeds are left out but the first.
 
     Args:
         directory: a study whose search has ended.
-        max_pairs: training pairs that fit the budget. Finalists that do not fit with `min_seeds` seeds beside the
-            baseline are left out, all but the first.
-        begun: seed number to seed, of runs that were made for an earlier plan.
+        meter: what it has spent.
+        runs: that were made for an earlier plan.
 
     Raises:
         ConfigError: the scores of a trial are gone.
     """
     setup, records = directory.setup, directory.records()
     options = setup.study.confirm
+    max_pairs = _affordable_pairs(setup.study, meter, records, runs)
+    begun = {run.seed_number: run.seed for run in runs}
     affordable = int(max_pairs / setup.run.train.num_pairs / options.min_seeds) - 1
     limit = max(1, min(options.max_finalists, affordable))
     near = near_best(directory)
@@ -102,7 +107,21 @@ def make_plan(directory: StudyDirectory, *, max_pairs: float, begun: Mapping[int
         seeds=seeds,
         max_pairs=max_pairs,
         target=options.min_seeds,
+        limits=asdict(setup.study.limits),
     )
+
+
+def _affordable_pairs(study: StudyConfig, meter: Meter, records: Iterable[TrialRecord], runs: Iterable[Run]) -> float:
+    """Training pairs that a confirmation may take, earlier `runs` included.
+
+    What is left of time or GPU-hours lasts for as many pairs as before; with a number of trials alone it is a share of
+    what the search has trained.
+    """
+    limits, share = study.limits, study.confirm.budget_share
+    used = ((limits.seconds, meter.seconds), (limits.gpu_hours, meter.gpu_hours))
+    ratios = [max(0.0, limit - spent) / spent for limit, spent in used if limit is not None and spent > 0]
+    searched, confirmed = (sum(each.pairs_seen for each in group) for group in (records, runs))
+    return confirmed + (searched + confirmed) * min(ratios) if ratios else searched * share / (1 - share)
 
 
 def at_full_budget(records: Iterable[TrialRecord]) -> list[int]:

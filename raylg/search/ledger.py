@@ -44,7 +44,7 @@ class Ledger:
         meter: counts what is spent; by default of time alone.
         cost: values of a trial to the seconds that it is expected to take. Interrupted trials and points of the
             space go longest first.
-        is_feasible: whether a configuration fits the memory; others are never proposed.
+        is_feasible: whether a configuration fits the memory; others are never drawn.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Ledger:
     def num_remaining(self) -> int:
         """At most how many trials still have to be run in this session, interrupted ones included."""
         trials = self._directory.journal.get_trials(deepcopy=False)
-        left = max(0, self._max_trials - sum(trial.state.is_finished() for trial in trials))
+        new = max(0, self._max_trials - len(trials))
         if self._used_up() or self._exhausted:
-            return min(left, len(self._resumable) + len(self._live) or int(not trials))
-        return left
+            new = min(new, int(not trials))  # the baseline
+        return len(self._resumable) + len(self._live) + new
 
     def next_trial(self) -> Proposal | None:
         """The next trial to run: interrupted ones first, then new ones; None when all have been handed out."""
@@ -156,9 +156,11 @@ class Ledger:
         """The configuration cannot be trained: a result, which the sampler takes as a violated constraint."""
         if number not in self._live or self._closed:
             return
-        trial = self._live[number]
-        trial.set_user_attr(INFEASIBLE, reason.partition(":")[0])
-        trial.set_constraint(reason.partition(":")[0], 1.0)
+        trial, kind = self._live[number], reason.partition(":")[0]
+        trial.set_user_attr(REASON, reason)
+        trial.set_user_attr(INFEASIBLE, kind)  # from here on it is decided, see `_settle_interrupted`
+        if kind not in trial.constraints:
+            trial.set_constraint(kind, 1.0)
         self._tell(number, TrialState.PRUNED, reason)
 
     def retried(self, number: int, reason: str) -> None:
@@ -241,7 +243,10 @@ class Ledger:
             if record.state != "running":
                 continue
             number = record.number
-            self._live[number] = reopen(self._directory.journal, number)
+            trial = self._live[number] = reopen(self._directory.journal, number)
+            if INFEASIBLE in trial.user_attrs:
+                self.infeasible(number, record.reason)
+                continue
             for pairs_seen, score in record.scores.items():
                 if pairs_seen < self.num_pairs and (decision := self._pass_rung(number, pairs_seen, score)).stop:
                     self._stopped[number] = decision.reason

@@ -45,10 +45,22 @@ class Meter:
                 "give hours or a number of trials as well, such as 12h or 64trials"
             )
         self._path, self._limits, self._gpus, self._clock = path, limits, gpus_per_trial, clock
-        self.seconds, self.gpu_hours = _read(path)
+        self.confirms = False
+        """Whether what runs now belongs to the confirmation."""
+        self._spent = _read(path)
         self._num_running = 0
         self._last: float | None = None
         self._written = float("-inf")
+
+    @property
+    def seconds(self) -> float:
+        """In which the study has run, confirmation included."""
+        return self._spent["seconds"]
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of GPUs that trials have held, confirmation included."""
+        return self._spent["gpu_hours"]
 
     def beat(self, num_running: int) -> None:
         """Count the time since the last beat, and note how many trials run from now on. The first one starts the clock.
@@ -67,34 +79,47 @@ class Meter:
             self._last, self._num_running = None, 0
 
     def reached(self, share: float = 1.0) -> str | None:
-        """The limit of which this share is used up, in words; None while there is some left."""
+        """The limit that is used up, or of which the search has used up its share, in words; None while some is left.
+
+        Args:
+            share: of the search; what a confirmation before it has spent is not taken from that.
+        """
         limits = self._limits
-        part = "" if share == 1 else f"{share:.0%} of "
-        if limits.seconds is not None and self.seconds >= share * limits.seconds:
-            return f"{part}{spelled_seconds(limits.seconds)}"
-        if limits.gpu_hours is not None and self.gpu_hours >= share * limits.gpu_hours:
-            return f"{part}{limits.gpu_hours:g}gpuh"
+        for limit, kind, name in (
+            (limits.seconds, "seconds", spelled_seconds(limits.seconds or 0.0)),
+            (limits.gpu_hours, "gpu_hours", f"{limits.gpu_hours:g}gpuh" if limits.gpu_hours else ""),
+        ):
+            if limit is None:
+                continue
+            if self._spent[kind] >= limit:
+                return name
+            if self._spent[kind] - self._spent[f"confirm_{kind}"] >= share * limit:
+                return f"{share:.0%} of {name}"
         return None
 
     def _count(self) -> float:
         now = self._clock()
         if self._last is not None:
-            self.seconds += now - self._last
-            self.gpu_hours += (now - self._last) * self._num_running * self._gpus / 3600
+            seconds = now - self._last
+            for kind, spent in (("seconds", seconds), ("gpu_hours", seconds * self._num_running * self._gpus / 3600)):
+                self._spent[kind] += spent
+                if self.confirms:
+                    self._spent[f"confirm_{kind}"] += spent
         return now
 
     def _write(self, now: float) -> None:
         self._written = now
-        spent = {"seconds": round(self.seconds, 3), "gpu_hours": round(self.gpu_hours, 6)}
-        write_text_atomically(self._path, json.dumps(spent))
+        write_text_atomically(self._path, json.dumps({kind: round(spent, 6) for kind, spent in self._spent.items()}))
 
 
-def _read(path: Path) -> tuple[float, float]:
+def _read(path: Path) -> dict[str, float]:
+    none = {"seconds": 0.0, "gpu_hours": 0.0, "confirm_seconds": 0.0, "confirm_gpu_hours": 0.0}
     if not path.exists():
-        return 0.0, 0.0
+        return none
     try:
-        spent = json.loads(path.read_text())
-        return float(spent["seconds"]), float(spent["gpu_hours"])
+        stored = json.loads(path.read_text())
+        required = {kind: float(stored[kind]) for kind in ("seconds", "gpu_hours")}
+        return {**none, **required, **{kind: float(stored[kind]) for kind in none if kind in stored}}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f'{path}: expected {{"seconds": ..., "gpu_hours": ...}} ({error}); put back what the study has spent, '

@@ -74,7 +74,15 @@ class Parameter:
         """The value at an index below `num_values`, in the order of the range or the list."""
         if self.type == "choice":
             return self.values[index]
-        value = self.low + index * (self.step or 1)
+        return self.snapped(self.low + index * (self.step or 1))
+
+    def snapped(self, value: Value) -> Value:
+        """A value of the range without the rounding that adding steps or offsets left: samplers refuse 0.7 + 1e-16."""
+        if self.type == "choice" or isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        if self.step:
+            value = self.low + round((value - self.low) / self.step) * self.step
+        value = min(max(value, self.low), self.high)
         return int(value) if self.type == "int" else float(value)
 
     @property

@@ -57,7 +57,8 @@ class Sampler:
 
     Args:
         directory: the open study.
-        is_feasible: whether a configuration can be trained at all; others are never proposed.
+        is_feasible: whether a configuration can be trained at all; of others only the baseline and the points of the
+            space are tried, because somebody asked for them.
         cost: values to expected seconds; points of the space are tried longest first, else in their order.
     """
 

@@ -176,7 +176,7 @@ class SearchSpace:
 
     def sampler_values(self, values: Mapping[str, Value], run: object) -> dict[str, Value]:
         """Translate dotted path to value into what the sampler stores (offsets are relative there)."""
-        return {p.name: _relative(p, values[p.path], values, run) for p in self._at(values)}
+        return {p.name: p.snapped(_relative(p, values[p.path], values, run)) for p in self._at(values)}
 
     def _at(self, values: Mapping[str, Value]) -> list[Parameter]:
         return [parameter for parameter in self.parameters if parameter.path in values]

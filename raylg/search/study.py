@@ -5,7 +5,9 @@ journal.log     Optuna journal: configurations, scores and states of all trials
 prior.json      what other studies found, where study.warm_start names some
 rungs.json      scores recorded at each rung, with the decisions taken
 trials/0007/    config.yaml, metrics.jsonl, events.*, pairs.npz, log.txt, checkpoints/
-best.yaml       resolved configuration of the best trial at full budget
+confirm/        the runs on fresh seeds, and confirmation.json
+best.yaml       resolved configuration of the best trial at full budget, or of what the confirmation chose
+spent.json      seconds and GPU-hours, of all and of the confirmation
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ class StudyDirectory:
         """What the sampler knows of other studies."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.path)
-        self._describe(description)  # first, so that a directory without it was never a study
+        created = self._describe(description)  # first, so that a directory without it was never a study
+        self.storage_name = f"{self.path.name}-{created.translate({ord('-'): None, ord(':'): None})}"
+        """Folder of its runs in `train.checkpoint_storage`, where an earlier study of that name left others."""
         if self.prior.studies:
             self.prior.save(self.path / "prior.json")
         self.journal: optuna.Study = open_journal(self.path / "journal.log")
@@ -169,8 +173,8 @@ class StudyDirectory:
         write_text_atomically(path, "\n".join(header) + "\n" + dump_yaml(to_mapping(self.config(best))))
         return path
 
-    def _describe(self, path: Path) -> None:
-        """Write ``study.yaml``; what may change is brought up to date, date and versions of the start stay."""
+    def _describe(self, path: Path) -> str:
+        """Write ``study.yaml``, the present options with date and versions of the start; returns that date."""
         stored = yaml.safe_load(path.read_text()) if path.exists() else {}
         versions = {
             "raylg": raylg.__version__,
@@ -190,6 +194,7 @@ class StudyDirectory:
             **self.setup.to_mapping(),
         }
         write_text_atomically(path, dump_yaml(content))
+        return str(content["created"])
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:

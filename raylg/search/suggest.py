@@ -27,7 +27,7 @@ class UnitSuggester:
         if log:
             value = min(max(math.exp(math.log(low) + unit * (math.log(high) - math.log(low))), low), high)
         elif step:
-            value = low + step * int(unit * (round((high - low) / step) + 1))
+            value = min(low + step * int(unit * (round((high - low) / step) + 1)), high)  # rounded, it may be above
         else:
             value = low + unit * (high - low)
         self.params[name] = value

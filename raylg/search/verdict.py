@@ -229,11 +229,20 @@ def why_untold(baseline: Evidence, finalists: Sequence[Evidence], cut: str) -> t
         return "no verdict", f"the baseline could not be trained ({baseline.reason})"
     if not finalists:
         return "no difference", "no trial came within one standard error of the baseline, which was the best"
+    if cut and len(baseline.runs) < 2:
+        first = "after one fresh seed, which does not tell how seeds vary"
+        return "no verdict", f"{cut} {first if baseline.runs else 'before the first fresh seed'}"
     if not any(each.runs for each in finalists):
         return "no verdict", "; ".join(f"trial {each.number}, {each.reason}" for each in finalists)
-    if len(baseline.runs) == 1:
-        return "no verdict", f"{cut} after one fresh seed, which does not tell how seeds vary"
     return None
+
+
+def is_open(result: ConfirmationResult | None, options: ConfirmConfig) -> bool:
+    """Whether further seeds could still tell more: it is under way, or ended with seeds left and something unclear."""
+    if result is None or not result.finished:
+        return True
+    unclear = any(not each.reason and each.verdict != "better" for each in result.finalists)
+    return unclear and len(result.seeds) < options.max_seeds
 
 
 def outcome_of(finalists: Sequence[Contender]) -> Outcome:
@@ -248,7 +257,7 @@ def choose(baseline: Contender, finalists: Sequence[Contender]) -> int:
     """The best of those that are better; else the cheapest that is not worse, the baseline included."""
     better = [each for each in finalists if each.verdict == "better"]
     if better:
-        return max(better, key=lambda each: each.difference or 0.0).number
+        return max(better, key=lambda each: (not each.reason, each.difference or 0.0)).number  # leavers are behind
     tied = [each for each in finalists if each.verdict == "no difference" and each.seconds is not None]
     cheapest = min(tied, key=lambda each: each.seconds or 0.0, default=None)
     if cheapest is None or baseline.seconds is None or cheapest.seconds is None:

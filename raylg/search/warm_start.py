@@ -55,8 +55,8 @@ def load_prior(path: Path, setup: StudySetup) -> Prior:
     """Read what the studies of ``study.warm_start`` found, from `path` where that was saved before.
 
     Raises:
-        ConfigError: one of them is no study, or was made with other data, another protocol, objective or budget per
-            trial; all differences at once.
+        ConfigError: one of them is no study, or this one, or was made with other data, another protocol, objective or
+            budget per trial; all differences at once.
     """
     studies = setup.study.warm_start
     if not studies:
@@ -70,6 +70,12 @@ def load_prior(path: Path, setup: StudySetup) -> Prior:
 def _read(paths: tuple[str, ...], setup: StudySetup) -> list[dict[str, Any]]:
     entries, problems = [], []
     for path in paths:
+        if Path(path).expanduser().resolve() == setup.path.resolve():
+            problems.append(
+                f"study.warm_start: {path} is this study itself, which knows its trials; leave it out (the study "
+                f"before --fresh is {setup.path}.old-1 or later)"
+            )
+            continue
         try:
             study = read_study(Path(path).expanduser())
         except ConfigError as error:

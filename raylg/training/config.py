@@ -147,7 +147,7 @@ class RunConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = [f"seed = {self.seed}: must be at least 0"] if self.seed < 0 else []
         workers = self.scale.num_workers
         if self.data.batch_size % workers:
             problems.append(

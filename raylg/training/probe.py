@@ -180,8 +180,9 @@ class _Bench:
             return False  # others use the memory at the moment; trials may find more of it
         try:
             self.measure_memory(num_keypoints)
-        except (OutOfMemory, torch.OutOfMemoryError):
-            self.too_large.append(num_keypoints)
+        except (OutOfMemory, torch.OutOfMemoryError):  # of two pairs, maybe
+            if self.time_step(1, num_keypoints) is None:
+                self.too_large.append(num_keypoints)
             return False
         return True
 

@@ -21,7 +21,7 @@ from raylg.schema import build, override
 from raylg.search.config import StudyConfig
 from raylg.search.ledger import Ledger
 from raylg.search.space import SearchSpace
-from raylg.search.stored import read_study
+from raylg.search.stored import StoredStudy, read_study
 from raylg.search.study import StudyDirectory, StudySetup
 from raylg.training.distributed import World
 from raylg.training.trainer import Trainer
@@ -63,15 +63,20 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return directory.path
 
 
+def _runs(stored: StoredStudy) -> list[tuple[str, Path, PairScores]]:
+    folders = [stored.trial_dir(record.number) for record in stored.records]
+    return [(f"trial {number}", folder, pairs_of(stored, folder)) for number, folder in enumerate(folders)]
+
+
 def _names(pairs: PairScores, row: int) -> str:
     return f"{pairs.scenes[row]} - {pairs.names0[row]} - {pairs.names1[row]}"
 
 
 def test_a_picture_shows_both_weights_on_the_same_pair(study: Path) -> None:
     stored = read_study(study)
-    trials = [(record, pairs_of(stored, record)) for record in stored.records]
+    trials = _runs(stored)
     pictures = match_pictures(stored, trials, [0, 2])
-    assert [name for name, _ in pictures] == [_names(trials[0][1], row) for row in (0, 2)]
+    assert [name for name, _ in pictures] == [_names(trials[0][2], row) for row in (0, 2)]
     for _, picture in pictures:
         data, width, height = re.search(r'base64,([^"]+)" width="(\d+)" height="(\d+)"', picture).groups()
         pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(data)), format="jpeg")
@@ -84,7 +89,7 @@ def test_a_picture_shows_both_weights_on_the_same_pair(study: Path) -> None:
 def test_without_a_checkpoint_there_is_an_error_to_show(study: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(study, tmp_path / "copied", ignore=shutil.ignore_patterns("checkpoints")))
     stored = read_study(copied)
-    trials = [(record, pairs_of(stored, record)) for record in stored.records]
+    trials = _runs(stored)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         match_pictures(stored, trials, [0])
     assert "python -m raylg.train" in write_report(copied).page.read_text()

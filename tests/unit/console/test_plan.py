@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_what_is_measured_spans_the_space(measured):
     assert job.batches == (4, 16, 32)
     assert job.keypoints == (256, 512, 1024)
     assert not job.uses_gpu
+
+
+def test_what_did_not_fit_on_the_worker_is_never_sampled(measured, monkeypatch):
+    def tried(job, fitting=probed):
+        return replace(fitting(job), too_large=(1024,))
+
+    monkeypatch.setattr(sys.modules[__name__], "probed", tried)
+    found, *_ = measured(parameters=KEYPOINTS)
+    assert found.plan.too_large == ("a pair of 1024 keypoints did not fit the memory of a worker on made-up",)
 
 
 def test_threads_share_the_estimates_of_poses(measured):

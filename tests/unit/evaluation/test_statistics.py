@@ -143,6 +143,16 @@ def test_a_single_pair_decides_nothing() -> None:
     assert result.difference == pytest.approx(0.8)
 
 
+def test_views_of_a_single_photograph_decide_nothing() -> None:
+    images = np.zeros((3, 2), dtype=np.int64)
+    a, b = make_scores(np.array([0.9, 0.8, 0.7]), images), make_scores(np.array([0.3, 0.1, 0.2]), images)
+    result = paired_difference(a, b, THRESHOLD)
+    assert (result.low, result.high, result.share_above_zero) == (-1, 1, 0.5)
+    assert difference_and_error(a, b, THRESHOLD)[1] == np.inf
+    (found,) = seeded_differences([[a, a]], [b, b], THRESHOLD)
+    assert (found.low, found.high, found.pair_error) == (-1, 1, None)
+
+
 def test_only_the_same_pairs_are_compared() -> None:
     images = np.array([[0, 1], [1, 2]])
     values = np.array([0.5, 0.6])

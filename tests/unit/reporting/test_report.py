@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,12 +17,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raylg.errors import ConfigError
 from raylg.evaluation.free_axes import FreeAxes, Point, Setting
+from raylg.evaluation.pair_scores import PairScores
 from raylg.report import main
-from raylg.reporting import curves_frame, study_frame
+from raylg.reporting import curves_frame, study_frame, trial_figures
 from raylg.reporting.frames import write_tables
 from raylg.reporting.study_page import write_report
+from raylg.search.finalists import FOLDER, Run
 from raylg.search.stored import read_study
+from raylg.search.study import StudyDirectory
+from raylg.search.verdict import ConfirmationResult
 from tests.simulated_study import NUM_PAIRS, REPORT_EVERY, SPACE, confirm, simulate, write_json
+from tests.simulation import searches
+from tests.simulation.surface import Surface
 
 LOADS = re.compile(r"""(?:src|href)=["'](?!#|data:)|url\((?!#)|@import|<script""")
 
@@ -111,6 +118,109 @@ def test_a_confirmation_decides_the_verdict(study: Path) -> None:
     assert f"{result.sentence[1:]}." in text and "Not confirmed" not in text
     assert f"Use trial {result.chosen}: lr" in text
     assert f"confirmation 12 {12 * NUM_PAIRS:,}" in text
+
+
+def confirmed(folder: Path, *, flat: bool) -> tuple[Path, ConfirmationResult]:
+    """A study that the real ledger has searched and the real confirmation has confirmed."""
+    surface = Surface(4 if flat else 3, flat=flat)
+    with StudyDirectory(searches.make_setup(folder, surface.seed, budget=("24trials",))) as directory:
+        searches.run_raylg(directory, surface)
+        return directory.path, searches.confirm(directory, surface)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_real_confirmation_is_on_the_page(tmp_path: Path, flat: bool) -> None:
+    path, result = confirmed(tmp_path, flat=flat)
+    chosen = next(each for each in result.finalists if each.number == result.chosen)
+    text = text_of(write_report(path).page)
+    assert f"{result.sentence[1:]}." in text
+    assert chosen.difference is not None and chosen.low is not None and chosen.high is not None
+    own = f"{100 * chosen.difference:+.1f} [{100 * chosen.low:+.1f}, {100 * chosen.high:+.1f}]"
+    assert f"Use trial {chosen.number}: lr" in text
+    assert (f"({own} over the baseline)" in text) == flat  # the sentence is of the best, which is not the cheapest
+    assert f"On fresh seeds: 300 pairs, {len(result.seeds)} seeds" in text
+
+
+def test_a_confirmed_trial_is_shown_by_runs_that_did_not_choose_it(tmp_path: Path) -> None:
+    path, result = confirmed(tmp_path, flat=False)
+    assert result.chosen is not None
+    text = text_of(write_report(path).page)
+    assert f"Both trained with the fresh seed {result.seeds[0]}" in text
+    runs = [path / FOLDER / Run(number, 1, result.seeds[0]).name / "pairs.npz" for number in (0, result.chosen)]
+    before, after = (np.maximum(0, 1 - PairScores.load(file).error / 5) for file in runs)
+    assert f"{int((after > before).sum())} gain, {int((after < before).sum())} lose" in text
+
+
+def test_a_search_that_goes_on_after_its_confirmation_says_so(tmp_path: Path) -> None:
+    path, _ = confirmed(tmp_path, flat=False)
+    assert "has gone on since" not in text_of(write_report(path).page)
+    with StudyDirectory(searches.make_setup(tmp_path, 3, budget=("30trials",))) as directory:
+        searches.run_raylg(directory, Surface(3))
+    assert "has gone on since" in text_of(write_report(path).page)
+
+
+def test_without_a_finalist_no_interval_is_claimed(study: Path) -> None:
+    confirm(study, (2,))
+    file = study / "confirm" / "confirmation.json"
+    stored = json.loads(file.read_text())
+    untold = {"outcome": "no difference", "reason": "the baseline was the best", "chosen": 0}
+    stored["result"] |= {**untold, "baseline": None, "finalists": [], "seeds": [], "num_pairs": 0}
+    write_json(file, stored)
+    text = text_of(write_report(study).page)
+    assert "No difference: the baseline was the best; the baseline stays." in text
+    assert "Intervals hold for all finalists" not in text
+
+
+def test_what_the_budget_ended_was_not_saved_by_stopping(study: Path) -> None:
+    by_rungs = re.search(r"Stopping (\d+) trials early saved", text_of(write_report(study).page))
+    assert by_rungs is not None
+    rungs = json.loads((study / "rungs.json").read_text())
+    ended = {str(record.number) for record in read_study(study).records if record.state == "stopped"}
+    stopped = {n for rung in rungs.values() for n, passage in rung.items() if not passage["goes_on"] and n in ended}
+    assert int(by_rungs[1]) == len(stopped) > 1
+    for rung in rungs.values():  # as when the budget had ended this one
+        rung.pop(min(stopped), None)
+    write_json(study / "rungs.json", rungs)
+    assert f"Stopping {len(stopped) - 1} trials early saved" in text_of(write_report(study).page)
+
+
+def test_the_last_table_of_the_command_is_kept(study: Path) -> None:
+    row = ["chosen (trial 2)", "52.9", "+4.6 [+2.0, +7.3]"]
+    table = {
+        "title": "80 test pairs, which chose nothing",
+        "headers": ["matcher", "AUC@5", "difference"],
+        "rows": [row],
+    }
+    write_json(study / "test.json", {"reads": ["test pairs read twice by 1 study or checkpoint"], **table})
+    text = text_of(write_report(study).page)
+    assert "test pairs read twice by 1 study or checkpoint." in text
+    assert "80 test pairs, which chose nothing" in text and " ".join(row) in text
+    write_json(study / "test.json", {"rows": []})
+    with pytest.raises(ConfigError, match="not a table of tune"):
+        write_report(study)
+
+
+def test_names_of_scenes_are_no_formulas_and_many_scenes_stay_a_figure(study: Path) -> None:
+    for file in study.glob("trials/*/pairs.npz"):
+        scores = PairScores.load(file)
+        scenes = np.array([f'{i % 40:02d}$\\frac$<&"' for i in range(len(scores))])
+        dataclasses.replace(scores, scenes=scenes).save(file)
+    page = write_report(study).page
+    text = text_of(page)
+    assert "By scene: of 40 the 8 that gain and the 8 that lose most." in text
+    figure = next(
+        svg for svg in re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL) if "$\\frac$&lt;&amp;" in svg
+    )
+    height = float(re.search(r'viewBox="0 0 \S+ (\S+)"', figure)[1])
+    assert height < 500
+
+
+def test_a_trial_that_reports_once_has_a_mark(study: Path) -> None:
+    stored = read_study(study)
+    once = dataclasses.replace(stored.records[1], state="complete", scores={NUM_PAIRS: 0.5})
+    drawn = trial_figures.curves(dataclasses.replace(stored, records=(once,)), [], "AUC@5")
+    assert drawn is not None
+    assert len(re.findall(r"<use [^>]*--accent", drawn)) == 2  # the other one is the legend's
 
 
 def test_a_confirmation_that_goes_on_is_not_a_result(study: Path) -> None:
@@ -213,6 +323,19 @@ def test_one_parameter_has_no_map_of_two(tmp_path: Path) -> None:
     assert "over optim.lr and" not in page.read_text()
 
 
+def test_axes_of_relative_parameters_count_what_was_tried(tmp_path: Path) -> None:
+    band = {"type": "float", "low": 1.0, "high": 4.0}
+    offset = {**band, "offset_from": "ground_truth.th_positive"}
+    space = {"parameters": {"ground_truth.th_positive": band, "ground_truth.th_negative": offset}}
+    stored = read_study(simulate(tmp_path, 8, space))
+    drawn = trial_figures.parallel(stored, "AUC@5")
+    assert drawn is not None
+    tried = [record.values["ground_truth.th_negative"] for record in stored.records]
+    for end in (min(tried), max(tried)):
+        assert f">{end:.3g}</text>" in drawn
+    assert drawn.count(">4</text>") == 1  # of the other one
+
+
 def test_reasons_cannot_become_markup(study: Path) -> None:
     journal = study / "journal.log"
     journal.write_text(journal.read_text().replace("NCCL communicator", "<script>alert(1)</script> communicator"))
@@ -263,6 +386,10 @@ def test_command_writes_the_report_and_refuses_other_folders(
     assert f"report: {study / 'study.html'}" in capsys.readouterr().out
     assert main([str(tmp_path / "nothing")]) == 2
     assert "no study there (study.yaml is missing)" in capsys.readouterr().err
+    (study / "study.html").unlink()
+    (study / "study.html").mkdir()
+    assert main([str(study)]) == 2
+    assert "the report cannot be written" in capsys.readouterr().err
 
 
 def test_another_format_is_refused(study: Path) -> None:

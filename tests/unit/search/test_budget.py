@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from raylg.errors import ConfigError
 from raylg.search.budget import Limits, parse_limits, spelled_seconds
+from raylg.search.config import SamplerConfig
+from raylg.training.config import RunConfig
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,19 @@ def test_what_is_no_limit_is_refused(words: tuple[str, ...], message: str) -> No
 def test_seconds_are_spelled_as_they_are_read(seconds: float, text: str) -> None:
     assert spelled_seconds(seconds) == text
     assert parse_limits((text,)).seconds == seconds
+
+
+def test_limits_that_exceed_others() -> None:
+    old = asdict(Limits(seconds=60, trials=5))
+    assert Limits(seconds=61, trials=5).exceed(old)
+    assert Limits(seconds=60).exceed(old)
+    assert not Limits(seconds=60, trials=5).exceed(old)
+    assert not Limits(seconds=59, trials=5, gpu_hours=1).exceed(old)
+    assert not Limits(seconds=59).exceed({})
+
+
+def test_seed_is_not_negative() -> None:
+    with pytest.raises(ConfigError, match="seed = -1"):
+        SamplerConfig(seed=-1)
+    with pytest.raises(ConfigError, match="seed = -1: must be at least 0"):
+        RunConfig(seed=-1)

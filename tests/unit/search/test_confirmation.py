@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,19 @@ def test_without_a_baseline_there_is_no_verdict(make_setup: Make) -> None:
     assert best is not None and yaml.safe_load(best.read_text())["seed"] == 0
 
 
+def test_runs_that_need_not_go_on_after_a_kill_are_ended(make_setup: Make) -> None:
+    game = Game(make_setup, [0.4, 0.6, 0.6002], confirm={"max_finalists": 2, "budget_share": 0.9})
+    confirmation = game.open()
+    runs = {proposal.workdir.name: proposal.number for proposal in (take(confirmation) for _ in range(6))}
+    confirmation.infeasible(runs["0001-seed-1"], "out_of_memory: batch of 16")
+    again = game.open()  # before anybody could stop the second run of trial 1
+    game.run(again)
+    assert again.result is not None and again.result.finished
+    stopped = game.stored["runs"]["0001-seed-2"]
+    assert (stopped["state"], stopped["reason"]) == ("stopped", "seed 1: out_of_memory: batch of 16")
+    assert {run["state"] for run in game.stored["runs"].values()} == {"complete", "infeasible", "stopped"}
+
+
 def test_without_finalists_nothing_is_trained(make_setup: Make) -> None:
     game = Game(make_setup, [0.6, 0.3])
     confirmation = game.open()
@@ -333,6 +347,7 @@ def test_all_finalists_fail(make_setup: Make) -> None:
     assert best is not None
     config = yaml.safe_load(best.read_text())
     assert (config["seed"], config["optim"]["lr"]) == (0, 1e-3)
+    assert ", confirmed" not in best.read_text()
 
 
 def test_budget_of_trials_limits_pairs_and_finalists(make_setup: Make) -> None:
@@ -451,3 +466,97 @@ def test_choice() -> None:
     assert outcome_of([contender(1, -0.2, -0.1), contender(2, -0.1, 0.1)]) == "no difference"
     assert outcome_of([contender(1, -0.2, -0.1), contender(2, -0.3, -0.1)]) == "worse"
     assert leaving([contender(1, 0.1, 0.2), contender(2, -0.1, 0.05), contender(3, 0.0, 0.15)]).keys() == {2}
+
+
+def with_budget(game: Game, make: Make, *words: str) -> None:
+    """Close the study and open it with another budget."""
+    game.directory.close()
+    options = {"budget": words, "scheduler": {"name": "none"}, "confirm": {"min_seeds": 2, "max_seeds": 4}}
+    game.directory = StudyDirectory(make(study=options))
+
+
+def test_budget_that_grew_continues_an_undecided_confirmation(make_setup: Make) -> None:
+    game = Game(make_setup, [0.5, 0.501], noise=0.05)
+    now = [0.0]
+
+    def open_confirmation() -> Confirmation:
+        limits = game.directory.setup.study.limits
+        return game.open(Meter(game.directory.path / "spent.json", limits, clock=lambda: now[0]))
+
+    (game.directory.path / "spent.json").unlink()
+    with_budget(game, make_setup, "2trials", "100s")
+    confirmation = open_confirmation()
+    first = take(confirmation)
+    now[0] = 101.0
+    train(confirmation, first, 0.5)
+    game.run(confirmation)
+    assert confirmation.result is not None and confirmation.result.outcome == "no verdict"
+    confirmation.close()
+    assert open_confirmation().result == confirmation.result, "the same budget"
+    with_budget(game, make_setup, "2trials", "50s")
+    assert open_confirmation().result == confirmation.result, "a smaller one"
+    with_budget(game, make_setup, "2trials", "1000s")
+    confirmation = open_confirmation()
+    made = game.run(confirmation)
+    assert confirmation.result is not None and confirmation.result.finished
+    assert confirmation.result.outcome == "no difference"
+    assert {proposal.workdir.name for proposal in made}.isdisjoint({"0000-seed-1", "0001-seed-1"})
+    assert len(confirmation.result.seeds) == 4
+    with_budget(game, make_setup, "2trials", "2000s")
+    assert open_confirmation().result == confirmation.result, "all seeds have been used"
+
+
+def test_decided_confirmation_is_not_repeated_with_more_budget(make_setup: Make) -> None:
+    game = Game(make_setup, [0.4, 0.6])
+    result = game.finish()
+    assert result.outcome == "better" and len(result.seeds) < 4
+    with_budget(game, make_setup, "2trials", "10h")
+    assert game.open().result == result
+
+
+def test_pairs_of_earlier_seeds_do_not_shrink_a_grown_budget(make_setup: Make) -> None:
+    game = Game(make_setup, [0.5, 0.501, 0.502], noise=0.05)
+    (game.directory.path / "spent.json").write_text('{"seconds": 100, "gpu_hours": 0}')
+    with_budget(game, make_setup, "3trials", "110s")  # 270 pairs in 100 s, so 27 more
+    first = game.open()
+    assert game_plan(first) == pytest.approx(27, rel=0.2)
+    run = take(first)
+    train(first, run, 0.5)  # 90 pairs all the same
+    first.close()
+    (game.directory.path / "spent.json").write_text('{"seconds": 120, "gpu_hours": 0}')
+    with_budget(game, make_setup, "3trials", "240s")
+    first = Confirmation(game.directory, game.events.append)
+    game.run(first)
+    first.close()
+    path = game.directory.path / "confirm" / FILE
+    stored = json.loads(path.read_text())
+    stored["plan"]["considered"] = [0]  # the search has gone on since
+    pairs = sum(each["pairs_seen"] for each in stored["runs"].values())
+    path.write_text(json.dumps(stored))
+    (game.directory.path / "spent.json").write_text('{"seconds": 200, "gpu_hours": 0}')
+    with_budget(game, make_setup, "3trials", "400s")
+    assert game_plan(game.open()) == pytest.approx(pairs + 270 + pairs, rel=0.2)  # as long again, and what there is
+
+
+def game_plan(confirmation: Confirmation) -> float:
+    return confirmation._plan.max_pairs
+
+
+def test_no_seed_begins_when_the_search_has_used_up_the_budget(make_setup: Make) -> None:
+    game = Game(make_setup, [0.4, 0.6])
+    (game.directory.path / "spent.json").write_text('{"seconds": 120, "gpu_hours": 0}')
+    with_budget(game, make_setup, "2trials", "100s")
+    confirmation = game.open()
+    assert confirmation.num_remaining == 0
+    assert confirmation.next_trial() is None
+    assert confirmation.result is not None
+    assert confirmation.result.sentence == "no verdict: budget 100s used up before the first fresh seed"
+    best = write_chosen(game.directory, confirmation.result)
+    assert best is not None and "not confirmed" in best.read_text()
+
+
+def test_who_left_behind_another_is_not_chosen() -> None:
+    baseline = Contender(number=0, values={}, per_seed=(0.5,), seconds=1.0)
+    left = replace(contender(1, 0.04, 0.06), reason="worse than trial 2 after 3 seeds")  # trial 2 has sunk since
+    assert choose(baseline, [left, contender(2, 0.03, 0.05)]) == 2
+    assert choose(baseline, [left]) == 1

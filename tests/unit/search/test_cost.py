@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from raylg.schema import build
+from raylg.schema import build, override
 from raylg.search.cost import CostModel, StepCost, fit_step_cost
 from raylg.training.config import RunConfig
 
@@ -104,6 +104,15 @@ def test_memory_beyond_what_was_measured_grows_in_proportion(keypoints, fits):
     reason = model().why_too_large(config)
     assert (reason is None) == fits
     assert fits or "a pair of 1707 keypoints" in reason
+
+
+def test_what_did_not_fit_when_it_was_tried_is_too_large():
+    config = build(RunConfig, {"data": {"num_keypoints": 1024}, "model": {"extractor": {"max_num_keypoints": 1024}}})
+    assert model().why_too_large(config) is None
+    assert "a pair of 1000 keypoints did not fit" in model(too_large=(1000, 2000)).why_too_large(config)
+    assert model(too_large=(1025,)).why_too_large(config) is None
+    smaller = override(config, {"model.matcher.descriptor_dim": 128, "model.matcher.num_heads": 4})
+    assert model(too_large=(1000,)).why_too_large(smaller) is None
 
 
 def test_plain_values_and_back():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 from optuna.trial import TrialState
 
 import raylg
@@ -378,3 +379,88 @@ def test_longest_point_goes_first_after_the_baseline(make_setup: Make) -> None:
     with StudyDirectory(make_setup(space={"points": points})) as directory:
         ledger = Ledger(directory, ignore, cost=lambda values: float(values["optim.lr"]))
         assert [take(ledger).values["optim.lr"] for _ in range(4)] == [1e-3, 2e-2, 5e-3, 1e-4]
+
+
+def test_interrupted_trials_beyond_a_shrunk_budget_are_ended(make_setup: Make) -> None:
+    with StudyDirectory(make_setup()) as directory:
+        ledger = Ledger(directory, ignore)
+        for number, score in enumerate((0.5, 0.6, 0.7, 0.8)):
+            assert take(ledger).number == number
+            if number < 2:
+                run_to_end(ledger, number, score)
+    with StudyDirectory(make_setup(study={"budget": "2trials"})) as directory:
+        ledger = Ledger(directory, ignore)
+        assert ledger.num_remaining == 2
+        for number in (2, 3):
+            assert take(ledger).number == number
+            run_to_end(ledger, number, 0.9)
+        assert ledger.num_remaining == 0
+        assert ledger.next_trial() is None
+        assert [r.state for r in directory.records()] == ["complete"] * 4
+
+
+@pytest.mark.parametrize("attribute", ["reason", "infeasible", "constraint", "told"])
+def test_killed_while_infeasibility_is_written(
+    make_setup: Make, monkeypatch: pytest.MonkeyPatch, attribute: str
+) -> None:
+    """After each of the writes the trial is as it was before or as it should be, and never something else."""
+    with StudyDirectory(make_setup(study={"scheduler": {"name": "none"}})) as directory:
+        ledger = Ledger(directory, ignore)
+        number = take(ledger).number
+        trial = ledger._live[number]
+
+        def kill(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        set_attribute = trial.set_user_attr
+        if attribute == "constraint":
+            monkeypatch.setattr(trial, "set_constraint", kill)
+        elif attribute == "told":
+            monkeypatch.setattr(directory.journal, "tell", kill)
+        else:
+            monkeypatch.setattr(
+                trial, "set_user_attr", lambda key, value: kill() if key == attribute else set_attribute(key, value)
+            )
+        with pytest.raises(KeyboardInterrupt):
+            ledger.infeasible(number, "out_of_memory: batch of 64")
+        monkeypatch.undo()
+    with StudyDirectory(make_setup(study={"scheduler": {"name": "none"}})) as directory:
+        ledger = Ledger(directory, ignore)
+        if directory.records()[0].state == "running":  # the next attempt finds enough memory
+            assert take(ledger).number == number
+            run_to_end(ledger, number, 0.5)
+        record, stored = directory.records()[0], directory.journal.get_trials()[0]
+    if record.state == "complete":
+        assert not stored.constraints
+    else:
+        assert (record.state, record.reason) == ("infeasible", "out_of_memory: batch of 64")
+        assert stored.constraints == {"out_of_memory": 1.0}
+    assert record.state == ("complete" if attribute in ("reason", "infeasible") else "infeasible")
+
+
+def test_what_the_confirmation_spent_is_not_taken_from_a_grown_search(make_setup: Make) -> None:
+    clock = Clock()
+    with StudyDirectory(make_setup(study={"budget": "100s"})) as directory:
+        meter = Meter(directory.path / "spent.json", directory.setup.study.limits, clock=clock)
+        ledger = Ledger(directory, ignore, meter)
+        run_to_end(ledger, take(ledger).number, 0.5)
+        clock.now = 50
+        assert ledger.next_trial() is None
+        ledger.close()
+        meter.confirms = True
+        meter.beat(2)
+        clock.now = 100
+        meter.stop()
+        assert meter.reached() == "100s"
+    with StudyDirectory(make_setup(study={"budget": "200s"})) as directory:
+        ledger = metered(directory, clock)
+        number = take(ledger).number
+        clock.now = 149
+        assert not ledger.report(number, metrics(10, 0.9)).stop
+        clock.now = 150
+        assert ledger.report(number, metrics(20, 0.9)).reason == "budget 50% of 200s used up"
+        ledger.close()
+    with StudyDirectory(make_setup(study={"budget": "140s", "confirm": {"budget_share": 0.1}})) as directory:
+        ledger = metered(directory, clock)  # its share is 126 s, but 150 s of 140 s are gone
+        assert directory.records()[1].reason == "budget 140s used up"
+        assert ledger.num_remaining == 0

@@ -90,3 +90,23 @@ def test_a_damaged_file_is_named(tmp_path: Path, clock: Clock, text: str) -> Non
     (tmp_path / "spent.json").write_text(text)
     with pytest.raises(ConfigError, match=r"spent\.json: expected .*put back what the study has spent"):
         meter(tmp_path, clock, Limits(seconds=60))
+
+
+def test_the_confirmation_does_not_use_up_the_share_of_the_search(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "spent.json").write_text('{"seconds": 40, "gpu_hours": 1}')  # by a version that did not tell them apart
+    limits = Limits(seconds=100, gpu_hours=10)
+    first = meter(tmp_path, clock, limits, gpus_per_trial=1)
+    first.confirms = True
+    first.beat(1)
+    clock.now += 50
+    first.stop()
+    assert (first.seconds, first.reached(0.5), first.reached()) == (90, None, None)
+    second = meter(tmp_path, clock, limits, gpus_per_trial=1)
+    second.beat(1)
+    clock.now += 9
+    second.beat(1)
+    assert second.reached(0.5) is None
+    clock.now += 1
+    second.beat(1)
+    assert (second.reached(0.5), second.reached()) == ("100s", "100s")
+    assert second.gpu_hours == pytest.approx(1 + 60 / 3600)

@@ -125,6 +125,28 @@ def test_every_sampler_keeps_to_constraints_and_tries_nothing_twice(make_setup: 
         assert all(("optim.decay_start" in values) == (values["optim.decay"] != "none") for values in found)
 
 
+@pytest.mark.parametrize("name", ["grid", "tpe", "gp", "sobol", "random"])
+def test_ends_of_a_range_survive_rounding(make_setup: Make, name: str) -> None:
+    space = {  # 0.1 + 6 * 0.1 > 0.7, and (0.7 + 0.1) - 0.7 > 0.1
+        "parameters": {
+            "optim.weight_decay": {"type": "float", "low": 0.1, "high": 0.7, "step": 0.1},
+            "ground_truth.th_positive": {"type": "choice", "values": [0.7]},
+            "ground_truth.th_negative": {
+                "offset_from": "ground_truth.th_positive",
+                "low": 0.1,
+                "high": 0.3,
+                "step": 0.1,
+            },
+        },
+        "baseline": {"optim.weight_decay": 0.1, "ground_truth.th_positive": 0.7, "ground_truth.th_negative": 0.8},
+    }
+    setup = make_setup(study=study(name), space=space)
+    setup.space.validate(setup.run)
+    found = search(setup)
+    assert len(found) == 21
+    assert max(values["optim.weight_decay"] for values in found) == 0.7
+
+
 @pytest.mark.parametrize("name", ["grid", "tpe", "sobol", "random"])
 def test_finite_space_ends_by_itself_when_all_was_tried(make_setup: Make, name: str) -> None:
     found = search(make_setup(study=study(name), space=FINITE))

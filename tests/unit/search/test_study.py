@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -160,6 +162,24 @@ def test_set_aside_keeps_the_old_study_and_frees_its_name(make_setup: Make) -> N
     again = make_setup(study={"name": "s.old-2"})
     with StudyDirectory(again) as directory:  # still a study that can be continued
         assert [record.number for record in directory.records()] == [0]
+
+
+def test_fresh_study_does_not_continue_from_the_copies_of_the_old_one(
+    make_setup: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = make_setup()
+    with StudyDirectory(setup) as directory:
+        first = directory.storage_name
+    with StudyDirectory(setup) as directory:
+        assert directory.storage_name == first
+    set_aside(setup.path)
+    path = setup.path.with_name("s.old-1") / "study.yaml"
+    created = yaml.safe_load(path.read_text())["created"]
+    assert first == f"s-{created.replace('-', '').replace(':', '')}"
+    later = datetime.fromisoformat(created) + timedelta(seconds=1)
+    monkeypatch.setattr("raylg.search.study.datetime", SimpleNamespace(now=lambda zone: later))
+    with StudyDirectory(setup) as directory:
+        assert directory.storage_name not in (first, "s")
 
 
 def test_set_aside_leaves_what_is_running_or_no_study(make_setup: Make, tmp_path: Path) -> None:

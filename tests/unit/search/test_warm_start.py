@@ -72,6 +72,12 @@ def test_sampler_begins_with_what_others_found_and_the_study_holds_its_own_trial
     assert {num for num, _ in states} == {0, 1, 3}  # stopped trials are known by what they scored
 
 
+def test_study_is_no_warm_start_of_itself(make_setup: Make, first: str) -> None:
+    for budget in ("12trials", "14trials"):
+        with pytest.raises(ConfigError, match="is this study itself"):
+            StudyDirectory(make_setup(study={**FIRST, "budget": budget, "warm_start": [first]}))
+
+
 def test_goes_on_alike_when_the_other_study_has_gone(make_setup: Make, first: str) -> None:
     whole = run(make_setup(study=second(first)))
     part = make_setup(study=second(first, name="part", budget="4trials"))

@@ -95,6 +95,20 @@ def test_memory_that_runs_out_is_taken_for_an_answer(machine, monkeypatch):
     assert found.too_large == (256,)
 
 
+def test_one_pair_that_fits_is_not_too_large(machine, monkeypatch):
+    """A device that raises where two pairs of 256 keypoints are tried."""
+    machine(budget=1e12, raises=True)
+    synthetic = probes.synthetic_batch
+
+    def raising(config, num_pairs, num_keypoints, device):
+        if num_keypoints == 256 and num_pairs > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return synthetic(config, num_pairs, num_keypoints, device)
+
+    monkeypatch.setattr(probes, "synthetic_batch", raising)
+    assert probe(job(), torch.device("cpu")).too_large == ()
+
+
 def test_nothing_fits(monkeypatch):
     def raising(*_):
         raise torch.OutOfMemoryError("out of memory")
