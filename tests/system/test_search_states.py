@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 DRIVER = Path(__file__).parent / "states_driver.py"
 ROOT = Path(__file__).parents[2]
-PATIENCE = 400.0
+PATIENCE = 280.0
+"""Less than the time that a test may take, so that a driver that hangs shows what it printed."""
 FULL = 90
 
 
@@ -106,9 +107,14 @@ def test_states_are_true_and_stopped_trials_leave_nothing(
 
     held = json.loads((folder / "held.json").read_text())
     assert held["highest"]["groups"] >= 2 and held["highest"]["processes"] >= 2  # so something was counted
-    # Ray Train leaves a process without resources for each, which asks the dashboard in vain until the cluster ends.
-    waiting = ["ray::PlacementGroupCleaner"] * stopped if (executor, dashboard) == ("ray_train", "killed") else []
-    assert held["left"] == {"groups": [], "processes": waiting}
+    assert held["left"]["groups"] == []
+    waiting = held["left"]["processes"]
+    if (executor, dashboard) == ("ray_train", "killed"):
+        # Ray Train leaves up to one process for each, without resources, which asks the dashboard in vain until the
+        # cluster ends; some find the end of their trial in another way.
+        assert set(waiting) <= {"ray::PlacementGroupCleaner"} and len(waiting) <= stopped
+    else:
+        assert waiting == []
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive
     assert not (folder / "study" / ".tune").exists()

