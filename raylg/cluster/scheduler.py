@@ -61,8 +61,8 @@ class LedgerSearch(_NotSaved, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The configuration of the next trial: dotted paths, its number and its directory."""
         proposal = self._ledger.next_trial()
-        if proposal is None:
-            return Searcher.FINISHED  # type: ignore[return-value]  # ray's marker for the end is a string
+        if proposal is None:  # None has Tune ask again, its marker for the end is a string
+            return None if self._ledger.may_follow else Searcher.FINISHED  # type: ignore[return-value]
         self._numbers[trial_id] = proposal.number
         return {**proposal.values, NUMBER: proposal.number, WORKDIR: str(proposal.workdir)}
 

@@ -121,6 +121,7 @@ def _tune(directory: StudyDirectory, session: RaySession, books: Books, job: Job
         EnvironmentUnfitError: the cluster has no room for a trial.
         RaylgError: an error that every trial would run into.
     """
+    shutil.rmtree(job.scratch, ignore_errors=True)  # a session that was killed leaves it
     while books.num_remaining and _experiment(directory, session, books, job):
         pass
 
@@ -139,7 +140,6 @@ def _experiment(directory: StudyDirectory, session: RaySession, books: Books, jo
             f"a trial needs {needed.cpus:g} cores and {needed.gpus:g} GPUs, the cluster has {available.cpus:g} and "
             f"{available.gpus:g}; lower scale.num_workers or wait for nodes"
         )
-    shutil.rmtree(job.scratch, ignore_errors=True)
     scheduler, search = LedgerScheduler(books), LedgerSearch(books, scale.max_failures)
     inline = runs_inline(scale)
     trainable = tune.with_parameters(run_inline if inline else run_on_workers, job=job)

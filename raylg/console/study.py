@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from raylg.search.analysis import Isolation
     from raylg.search.importance import Importances
 
-STYLES = {"complete": "green", "running": "cyan", "stopped": "dim", "infeasible": "red", "failed": "red"}
+STYLES = {
+    "complete": "green",
+    "running": "cyan",
+    "waiting": "yellow",
+    "stopped": "dim",
+    "infeasible": "red",
+    "failed": "red",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ def cost(study: StoredStudy) -> Section:
     gpus = per_worker * scale["num_workers"]
     groups: dict[str, list[tuple[int, float]]] = {}
     for record in study.records:
-        if record.state != "waiting":
+        if record.pairs_seen or record.state != "waiting":
             kind = "complete by lottery" if record.lottery and record.state == "complete" else record.state
             groups.setdefault(kind, []).append((record.pairs_seen, record.seconds))
     stored = read(study.path / "confirm" / "confirmation.json") or {}

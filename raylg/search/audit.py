@@ -105,7 +105,10 @@ def audit(records: Sequence[TrialRecord], rungs: Mapping[int, Mapping[int, Passa
     """
     complete = [record for record in records if record.state == "complete"]
     lottery = np.array([bool(record.lottery) for record in complete], dtype=bool)
-    stopped = {rung: sum(not passage.goes_on for passage in passages.values()) for rung, passages in rungs.items()}
+    stopped = {
+        rung: sum(bool(passage.reason) and not passage.goes_on for passage in passages.values())  # others may wait
+        for rung, passages in rungs.items()
+    }
     num_to_stop = sum(stopped.values()) + int(lottery.sum())
     full = np.array([record.objective for record in complete], dtype=float)
     audits = []

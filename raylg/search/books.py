@@ -11,7 +11,7 @@ from raylg.search.parameter import Value
 from raylg.search.record import TrialRecord
 from raylg.search.rungs import Decision
 
-EventKind = Literal["started", "resumed", "reported", "retried", "finished"]
+EventKind = Literal["started", "resumed", "reported", "waits", "retried", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,12 @@ class Books(Protocol):
         ...
 
     def next_trial(self) -> Proposal | None:
-        """The next run to make; None when all have been handed out."""
+        """The next run to make; None when there is none now."""
+        ...
+
+    @property
+    def may_follow(self) -> bool:
+        """Whether `next_trial` may hand out another run when one that is running has come further."""
         ...
 
     def report(self, number: int, metrics: Mapping[str, float]) -> Decision:

@@ -15,12 +15,13 @@ from raylg.search.budget import Limits, parse_limits
 class SamplerConfig:
     """Who proposes the next configuration."""
 
-    name: Literal["tpe", "gp", "random", "sobol", "grid"] = "tpe"
-    """tpe: multivariate, with a constant liar; gp: Gaussian process; sobol: scrambled low-discrepancy points; grid: all
-    points of a finite space, in random order."""
+    name: Literal["surface", "tpe", "gp", "random", "sobol", "grid"] = "surface"
+    """surface: Thompson sampling from a quadratic response surface over parameters and budget, by which asha promotes
+    as well; tpe: multivariate, with a constant liar; gp: Gaussian process; sobol: scrambled low-discrepancy points;
+    grid: all points of a finite space, in random order."""
     seed: int = 0
-    num_startup_trials: int = 10
-    """Sobol points before tpe or gp models the objective; the baseline counts."""
+    num_startup_trials: int = 16
+    """Sobol points before surface, tpe or gp models the objective; the baseline counts."""
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "at least 0")
@@ -32,15 +33,16 @@ class SchedulerConfig:
     """Who stops a trial early."""
 
     name: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """asha: asynchronous successive halving; hyperband: several of them, each with a later first rung; median: stops
-    what is below the median of the trials before it at the same rung."""
+    """asha: asynchronous successive halving, in which trials wait at rungs and the best go on; hyperband: several of
+    them, each with a later first rung, which stop at once what is not good enough; median: stops what is below the
+    median of the trials before it at the same rung."""
     grace_pairs: int = 10_000
     """No trial is stopped before it has seen this many pairs; the first rung."""
     reduction_factor: int = 3
     """Rungs lie at grace_pairs * factor^k; about one trial in `factor` passes each."""
     lottery: float = 0.1
     """Share of the trials to be stopped that go on to the full budget all the same, drawn at random: only they tell
-    what stopping costs."""
+    what stopping costs. With asha and a number of trials as the budget, they go on when the last trial has begun."""
 
     def __post_init__(self) -> None:
         check(self.grace_pairs >= 1, "grace_pairs", self.grace_pairs, "at least 1")

@@ -59,6 +59,11 @@ class Confirmation:
         ConfigError: ``confirmation.json`` or the scores of a trial are broken.
     """
 
+    common_failure = None
+    """A configuration that fails leaves, and without the baseline all ends by itself."""
+    may_follow = False
+    """Runs of another seed are handed out when all of this one have ended."""
+
     def __init__(
         self, directory: StudyDirectory, on_event: Callable[[TrialEvent], None], meter: Meter | None = None
     ) -> None:
@@ -88,11 +93,6 @@ class Confirmation:
     def num_remaining(self) -> int:
         """Runs of the seeds that are certain so far."""
         return 0 if self._is_finished else sum(run.state not in _ENDED for run in self._wanted())
-
-    @property
-    def common_failure(self) -> str | None:
-        """None: a configuration that fails leaves, and without the baseline all ends by itself."""
-        return None
 
     def next_trial(self) -> Proposal | None:
         """The next run, seed by seed, longest first; None when all of the seeds that are certain are handed out."""

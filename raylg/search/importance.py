@@ -53,7 +53,7 @@ class Importances:
 
 def importances(records: Sequence[TrialRecord], space: SearchSpace) -> Importances:
     """Rate every parameter of the space, over all trials that could be trained; a pure function of its arguments."""
-    trials = [r for r in records if r.state not in ("infeasible", "waiting") and r.scores]
+    trials = [r for r in records if r.state != "infeasible" and r.scores]
     pairs = max((p for r in trials for p in r.scores if _num_at(trials, p) >= _enough(trials)), default=0)
     compared = [_frozen(r, space, r.scores[pairs]) for r in trials if pairs in r.scores]
     if len(compared) < MIN_TRIALS:

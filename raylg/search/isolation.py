@@ -92,7 +92,7 @@ def fit_power_law(
     Returns:
         The power law, or for people why there is none to tell.
     """
-    trials = [r for r in records if r.state not in ("infeasible", "waiting") and r.scores]
+    trials = [r for r in records if r.state != "infeasible" and r.scores]
     rungs = _rungs(trials)
     rows = _rows(trials, rungs, scientific.path, nuisance.path)
     num_values, num_trials = len(np.unique(rows.z)), len(np.unique(rows.trial))

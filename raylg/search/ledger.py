@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optuna.trial import Trial, TrialState
+from optuna.trial import TrialState
 
 import raylg
 from raylg.search.books import EventKind, Proposal, TrialEvent
-from raylg.search.journal import reopen
+from raylg.search.live import LiveTrials
 from raylg.search.meter import Meter
 from raylg.search.record import (
     FAILURES,
@@ -27,7 +27,7 @@ from raylg.search.record import (
     TrialRecord,
     read_record,
 )
-from raylg.search.rungs import Decision, Rungs
+from raylg.search.rungs import Choice, Decision, Rungs
 from raylg.search.sampler import Sampler
 from raylg.search.study import StudyDirectory
 
@@ -56,7 +56,7 @@ class Ledger:
         is_feasible: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         setup = directory.setup
-        self._directory, self._setup, self._on_event, self._cost = directory, setup, on_event, cost
+        self._directory, self._setup, self._cost = directory, setup, cost
         self._meter = meter or Meter(directory.path / "spent.json", setup.study.limits)
         confirm = setup.study.confirm
         self._share = 1.0 - confirm.budget_share if confirm.enabled else 1.0
@@ -70,9 +70,12 @@ class Ledger:
             report_every=setup.run.train.report_every,
             seed=setup.study.sampler.seed,
         )
-        self._live: dict[int, Trial] = {}
-        self._counted: dict[int, float] = {}
+        self._live = LiveTrials(directory, self._meter, on_event)
         self._stopped: dict[int, str] = {}
+        self._pausing: set[int] = set()
+        """Live trials that were told to wait."""
+        self._waiting: set[int] = set()
+        """Trials that wait at a rung; they are neither live nor ended."""
         self._closed = False
         self._exhausted = False
         self._resumable = self._settle_interrupted()
@@ -85,32 +88,30 @@ class Ledger:
         new = max(0, self._max_trials - len(trials))
         if self._used_up() or self._exhausted:
             new = min(new, int(not trials))  # the baseline
-        return len(self._resumable) + len(self._live) + new
+        return len(self._resumable) + len(self._waiting) + len(self._live) + new
+
+    @property
+    def may_follow(self) -> bool:
+        """Whether a trial that waits may go on when one that is running has come further."""
+        return bool(self._live and self._waiting) and not self._closed
 
     def next_trial(self) -> Proposal | None:
-        """The next trial to run: interrupted ones first, then new ones; None when all have been handed out."""
+        """The next trial to run: interrupted ones first, then those that a rung lets go on, then new ones.
+
+        None when there is none now; when none is running either, those that still wait have come to their end.
+        """
         if self._closed:
             return None
-        self._meter.beat(len(self._live))
-        used_up = self._end_by_budget()
-        kind: EventKind = "resumed" if self._resumable else "started"
-        if self._resumable:
-            number = self._resumable.pop(0)
-            self._live[number] = reopen(self._directory.journal, number)
-        else:
-            num_tried = len(self._directory.journal.get_trials(deepcopy=False))
-            if num_tried >= self._max_trials or (used_up and num_tried > 0):
-                return None
-            stamp = {"hashes": dict(self._setup.hashes), "version": raylg.__version__}
-            trial = self._sampler.next_trial({STAMP: stamp})
-            if trial is None:  # every configuration of a finite space was tried
-                self._exhausted = True
-                return None
-            number = trial.number
-            self._live[number] = trial
-        self._counted[number] = self._meter.seconds
-        self._meter.beat(len(self._live))
-        self._emit(kind, number)
+        self._live.beat()
+        self._end_by_budget()
+        taken = self._continue() or self._begin() or self._continue()  # there may have been nothing new to begin
+        if taken is None:
+            if not self._live:
+                self._end_waiting()
+            return None
+        kind, number = taken
+        self._live.start(number)
+        self._live.emit(kind, number)
         record = self.record(number)
         self._directory.write_config(record)
         return Proposal(number=number, values=record.values, workdir=self._directory.trial_dir(number).resolve())
@@ -124,33 +125,38 @@ class Ledger:
         if number not in self._live or self._closed:
             return Decision(stop=True, reason=self._stopped.get(number, ""))
         trial, pairs_seen = self._live[number], int(metrics["pairs_seen"])
-        self._meter.beat(len(self._live))
+        self._live.beat()
         score = float(metrics[self._setup.objective])
         if not math.isfinite(score):
             self.infeasible(number, f"diverged: {self._setup.objective} = {score} after {pairs_seen} pairs")
             return Decision(stop=True, reason="diverged")
         if pairs_seen > self.record(number).pairs_seen:
             trial.set_user_attr(METRICS, dict(metrics))
-            trial.set_user_attr(SECONDS, self._seconds(number))
+            trial.set_user_attr(SECONDS, self._live.seconds(number))
             trial.report(score, pairs_seen)  # last: this is what says that the report was taken
-            self._emit("reported", number)
+            self._live.emit("reported", number)
         decision = self._decide(number, pairs_seen, score)
-        if decision.stop:
+        if decision.stop and not decision.waits:
             self._stopped[number] = decision.reason
         return decision
 
     def finish(self, number: int) -> None:
-        """The trial has ended by itself or was stopped by a rung."""
+        """The trial has ended by itself, or given its worker back at a rung."""
         if number not in self._live or self._closed:
+            return
+        if number in self._pausing:
+            self._pausing.discard(number)
+            self._waiting.add(number)
+            self._live.pause(number)
             return
         record = self.record(number)
         if number in self._stopped:
-            self._tell(number, TrialState.PRUNED, self._stopped[number])
+            self._live.tell(number, TrialState.PRUNED, self._stopped[number])
         elif record.pairs_seen >= self.num_pairs:
-            self._tell(number, TrialState.COMPLETE, "", score=record.objective)
+            self._live.tell(number, TrialState.COMPLETE, "", score=record.objective)
             self._directory.write_best()
         else:
-            self._tell(number, TrialState.FAIL, f"ended after {record.pairs_seen} of {self.num_pairs} pairs")
+            self._live.tell(number, TrialState.FAIL, f"ended after {record.pairs_seen} of {self.num_pairs} pairs")
 
     def infeasible(self, number: int, reason: str) -> None:
         """The configuration cannot be trained: a result, which the sampler takes as a violated constraint."""
@@ -161,27 +167,26 @@ class Ledger:
         trial.set_user_attr(INFEASIBLE, kind)  # from here on it is decided, see `_settle_interrupted`
         if kind not in trial.constraints:
             trial.set_constraint(kind, 1.0)
-        self._tell(number, TrialState.PRUNED, reason)
+        self._live.tell(number, TrialState.PRUNED, reason)
 
     def retried(self, number: int, reason: str) -> None:
         """The trial lost its worker and goes on from its checkpoint."""
         if number in self._live and not self._closed:
             self._live[number].set_user_attr(FAILURES, self.record(number).num_failures + 1)
             self._live[number].set_user_attr(REASON, reason)
-            self._emit("retried", number)
+            self._live.emit("retried", number)
 
     def put_back(self, number: int, reason: str) -> None:
         """The trial lost its process before it began: it is handed out again, before all others."""
         if number in self._live and not self._closed:
             self.retried(number, reason)
-            del self._live[number]
+            self._live.release(number)
             self._resumable.insert(0, number)
-            self._meter.beat(len(self._live))
 
     def fail(self, number: int, reason: str) -> None:
         """The trial has crashed more often than allowed."""
         if number in self._live and not self._closed:
-            self._tell(number, TrialState.FAIL, reason)
+            self._live.tell(number, TrialState.FAIL, reason)
 
     def close(self) -> None:
         """Take nothing more: what runs now is continued by the next session."""
@@ -190,7 +195,7 @@ class Ledger:
 
     def record(self, number: int) -> TrialRecord:
         """What is known of a trial."""
-        return read_record(self._directory.journal.get_trials(deepcopy=False)[number])
+        return self._live.record(number)
 
     @property
     def common_failure(self) -> str | None:
@@ -201,13 +206,79 @@ class Ledger:
             return None
         return read_record(first[0]).reason
 
+    def _continue(self) -> tuple[EventKind, int] | None:
+        """A trial that was interrupted or waits."""
+        if self._resumable:
+            number = self._resumable.pop(0)
+            self._live.open(number)
+            return "resumed", number
+        choice = self._choose()
+        if choice is None:
+            return None
+        self._waiting.discard(choice.number)
+        self._live.open(choice.number)
+        self._let_on(choice)
+        return "resumed", choice.number
+
+    def _begin(self) -> tuple[EventKind, int] | None:
+        """A new trial."""
+        if self._is_at_end:
+            return None
+        stamp = {"hashes": dict(self._setup.hashes), "version": raylg.__version__}
+        trial = self._sampler.next_trial({STAMP: stamp})
+        if trial is None:  # every configuration of a finite space was tried
+            self._exhausted = True
+            return None
+        self._live.open(trial.number)
+        return "started", trial.number
+
+    @property
+    def _is_at_end(self) -> bool:
+        """Whether no new trial will begin."""
+        num_tried = len(self._directory.journal.get_trials(deepcopy=False))
+        if num_tried >= self._max_trials or self._exhausted:
+            return True
+        return num_tried > 0 and (bool(self._used_up()) or self._is_last_call())
+
+    def _is_last_call(self) -> bool:
+        """Whether the time that is left is what the best trial that waits, and the baseline, need for their end."""
+        left = self._meter.left(self._share)
+        if math.isinf(left):
+            return False
+        best = self.rungs.choose(self._waiting - {_BASELINE}, at_end=True, ranking=self._sampler.ranking())
+        numbers = ({best.number} if best else set()) | (self._waiting & {_BASELINE})
+        records = [self.record(number) for number in numbers]
+        return bool(records) and left <= sum(r.seconds * (self.num_pairs / r.pairs_seen - 1) for r in records)
+
+    def _choose(self) -> Choice | None:
+        """Of the trials that wait, the one that goes on next."""
+        if not self._waiting:
+            return None
+        draws = self._setup.study.limits.trials is None  # else they go on when the last trial has begun
+        return self.rungs.choose(self._waiting, at_end=self._is_at_end, draws=draws, ranking=self._sampler.ranking())
+
+    def _let_on(self, choice: Choice) -> None:
+        self._pausing.discard(choice.number)  # it may have lost its process before it gave its worker back
+        reason = self.rungs.let_on(choice)
+        if reason:
+            self._live[choice.number].set_user_attr(LOTTERY, reason)
+
     def _decide(self, number: int, pairs_seen: int, score: float) -> Decision:
         """What a rung says, and below the full budget, the budget of the study."""
         if pairs_seen >= self.num_pairs:
             return Decision()
         decision = self._pass_rung(number, pairs_seen, score)
-        used_up = self._used_up()
-        if used_up and not decision.stop and number != _BASELINE:
+        used_up = self._used_up() if number != _BASELINE else ""
+        if decision.waits and not used_up:
+            self._waiting.add(number)
+            choice = self._choose()
+            self._waiting.discard(number)
+            if choice is not None and choice.number == number:  # it need not give its worker back
+                self._let_on(choice)
+                return Decision()
+        if decision.waits:
+            self._pausing.add(number)
+        elif used_up and not decision.stop:
             return Decision(stop=True, reason=used_up)
         return decision
 
@@ -217,43 +288,54 @@ class Ledger:
             self._live[number].set_user_attr(LOTTERY, decision.reason)
         return decision
 
+    def _end_waiting(self, used_up: str = "") -> None:
+        """Trials that wait go on no more."""
+        for number in sorted(self._waiting):
+            self._waiting.discard(number)
+            self._live.open(number)
+            self._live.tell(number, TrialState.PRUNED, self.rungs.end(number, used_up))
+
     def _used_up(self) -> str:
         """Why the search may not spend more; empty while it may. The rest of the budget belongs to the confirmation."""
         limit = self._meter.reached(self._share)
         return f"budget {limit} used up" if limit is not None else ""
 
-    def _end_by_budget(self) -> str:
-        """Stop interrupted trials for which nothing is left, but not the baseline; why, or empty."""
+    def _end_by_budget(self) -> None:
+        """When the budget is used up, end the trials that were interrupted or wait, but not the baseline."""
         used_up = self._used_up()
-        for number in [number for number in self._resumable if used_up and number != _BASELINE]:
+        if not used_up:
+            return
+        for number in [number for number in self._resumable if number != _BASELINE]:
             self._resumable.remove(number)
-            self._live[number] = reopen(self._directory.journal, number)
-            self._tell(number, TrialState.PRUNED, used_up)
-        return used_up
-
-    def _seconds(self, number: int) -> float:
-        """For which a live trial has held its workers, this session's part added up to now."""
-        last, self._counted[number] = self._counted[number], self._meter.seconds
-        return round(self.record(number).seconds + self._meter.seconds - last, 3)
+            self._live.open(number)
+            self._live.tell(number, TrialState.PRUNED, used_up)
+        baseline = self._waiting & {_BASELINE}
+        self._waiting -= baseline
+        self._end_waiting(f"{used_up[:-8]} was used up")
+        self._waiting |= baseline
 
     def _settle_interrupted(self) -> list[int]:
         """Close trials whose end was decided before the interruption; the numbers of the others."""
         resumable = []
         for record in self._directory.records():
-            if record.state != "running":
+            if record.state not in ("running", "waiting"):
                 continue
             number = record.number
-            trial = self._live[number] = reopen(self._directory.journal, number)
-            if INFEASIBLE in trial.user_attrs:
+            if INFEASIBLE in self._live.open(number).user_attrs:
                 self.infeasible(number, record.reason)
                 continue
+            decision = Decision()
             for pairs_seen, score in record.scores.items():
-                if pairs_seen < self.num_pairs and (decision := self._pass_rung(number, pairs_seen, score)).stop:
-                    self._stopped[number] = decision.reason
-            if number in self._stopped or record.pairs_seen >= self.num_pairs:
+                if pairs_seen < self.num_pairs:
+                    decision = self._pass_rung(number, pairs_seen, score)
+            if decision.waits:
+                self._waiting.add(number)
+                self._live.pause(number)
+            elif decision.stop or record.pairs_seen >= self.num_pairs:
+                self._stopped.update({number: decision.reason} if decision.stop else {})
                 self.finish(number)
             else:
-                del self._live[number]
+                self._live.release(number)
                 resumable.append(number)
         return sorted(resumable, key=self._expected_seconds, reverse=True)
 
@@ -263,17 +345,3 @@ class Ledger:
             return 0.0
         record = self.record(number)
         return self._cost(record.values) * (1 - record.pairs_seen / self.num_pairs)
-
-    def _tell(self, number: int, state: TrialState, reason: str, score: float | None = None) -> None:
-        trial = self._live[number]
-        self._meter.beat(len(self._live))
-        trial.set_user_attr(REASON, reason)
-        if number in self._counted:
-            trial.set_user_attr(SECONDS, self._seconds(number))
-        self._directory.journal.tell(trial, score, state=state)
-        del self._live[number]
-        self._meter.beat(len(self._live))
-        self._emit("finished", number)
-
-    def _emit(self, kind: EventKind, number: int) -> None:
-        self._on_event(TrialEvent(kind=kind, record=self.record(number)))

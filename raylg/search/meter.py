@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,17 @@ class Meter:
             if self._spent[kind] - self._spent[f"confirm_{kind}"] >= share * limit:
                 return f"{share:.0%} of {name}"
         return None
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until `reached`, with as many trials as run now; infinite without such a limit."""
+        limits, held = self._limits, max(1, self._num_running) * self._gpus / 3600
+        seconds, gpu_hours = (
+            min(limit, share * limit + self._spent[f"confirm_{kind}"]) - self._spent[kind]
+            if limit is not None
+            else math.inf
+            for limit, kind in ((limits.seconds, "seconds"), (limits.gpu_hours, "gpu_hours"))
+        )
+        return min(seconds, gpu_hours / held if held else math.inf)
 
     def _count(self) -> float:
         now = self._clock()

@@ -15,7 +15,7 @@ FORMAT = 1
 State = Literal["waiting", "running", "complete", "stopped", "infeasible", "failed"]
 
 VALUES, METRICS, REASON, INFEASIBLE, FAILURES = "values", "metrics", "reason", "infeasible", "failures"
-LOTTERY, SECONDS, STAMP = "lottery", "seconds", "stamp"
+LOTTERY, SECONDS, STAMP, WAITS = "lottery", "seconds", "stamp", "waits"
 """User attributes of a trial in the journal."""
 
 _RANK: Mapping[State, int] = {"complete": 0, "running": 1, "waiting": 1, "stopped": 2, "infeasible": 3, "failed": 4}
@@ -30,8 +30,8 @@ class TrialRecord:
     values: Mapping[str, Any]
     """Dotted configuration path to the value tried."""
     state: State
-    """complete: full budget; stopped: by a rung or because the study's budget was used up; infeasible: cannot be
-    trained; failed: crashed too often."""
+    """waiting: at a rung, and may go on; complete: full budget; stopped: by a rung or because the study's budget was
+    used up; infeasible: cannot be trained; failed: crashed too often."""
     reason: str
     """Why it was stopped, is infeasible or failed; empty otherwise."""
     pairs_seen: int
@@ -96,6 +96,6 @@ def _state(trial: FrozenTrial) -> State:
         case TrialState.FAIL:
             return "failed"
         case TrialState.RUNNING:
-            return "running"
+            return "waiting" if trial.user_attrs.get(WAITS) else "running"
         case _:
             return "waiting"

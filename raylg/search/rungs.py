@@ -1,18 +1,21 @@
 """Who is stopped early, by rungs counted in training pairs, with a memory that survives any crash.
 
-Sources: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in the stopping form that Ray
-Tune uses: a trial that reaches a rung goes on when it is no worse than the best 1/factor of those recorded before it.
-Li et al., "Hyperband" (JMLR 2018): brackets that differ in their first rung. Golovin et al., "Google Vizier" (KDD
-2017): the median rule.
+Two kinds of rules. ASHA promotes: a trial that reaches a rung waits there, and whenever a worker is free, the best one
+that waits goes on if it is among the best 1/factor of its rung, highest rungs first (Li et al., "A System for Massively
+Parallel Hyperparameter Tuning", MLSys 2020, algorithm 2). Hyperband and the median rule stop: a trial that reaches a
+rung goes on at once or never, by those recorded before it (Li et al., "Hyperband", JMLR 2018: brackets that differ in
+their first rung, in the stopping form that Ray Tune uses; Golovin et al., "Google Vizier", KDD 2017).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +32,11 @@ class Decision:
     """What happens to a trial after a report."""
 
     stop: bool = False
+    """It gives its worker back."""
     reason: str = ""
     """Why it stops; of a trial that goes on: why a rung would have stopped it, had it not been drawn to go on."""
+    waits: bool = False
+    """It may go on later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class Passage:
 
     score: float
     reason: str
-    """Why it stops or would have stopped; empty for those that are good enough."""
+    """Why it stops or would have stopped; empty for those that are good enough, and for those that wait."""
     goes_on: bool
 
 
@@ -73,10 +79,27 @@ def bracket_of(number: int, num_rungs: int, factor: int) -> int:
     return skipped
 
 
+@cache
 def draws_lottery(seed: int, number: int, share: float) -> bool:
     """Whether a trial goes on where a rung would stop it; of all numbers, this share does, the same in any session."""
     digest = hashlib.sha256(f"lottery:{seed}:{number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+class Choice(NamedTuple):
+    """A trial that goes on beyond the rung where it waits."""
+
+    number: int
+    by_lottery: bool = False
+
+
+Ranking = Callable[[int, Mapping[int, float]], Mapping[int, float]]
+"""A rung and the scores there by trial number, to what trials are ordered by; larger is better."""
+
+
+def by_score(rung: int, scores: Mapping[int, float]) -> Mapping[int, float]:
+    """The order of the scores themselves."""
+    return scores
 
 
 def read_rungs(path: Path) -> dict[int, dict[int, Passage]]:
@@ -117,7 +140,7 @@ class Rungs:
         """Record a trial at the highest rung it has reached and say whether it goes on.
 
         A trial that reports again at a rung (because it was continued from a checkpoint) gets the same answer again.
-        The baseline is recorded and never stopped: everything is compared with it at full budget.
+        Rules that stop never stop the baseline: everything is compared with it at full budget.
         """
         skipped = self._bracket(number)
         reached = [rung for rung in self.milestones[skipped:] if rung <= pairs_seen]
@@ -126,12 +149,79 @@ class Rungs:
         rung = reached[-1]
         passages = self._passages[rung]
         if number not in passages:
-            reason = self._why_stop(rung, score, skipped) if number != _BASELINE else ""
-            goes_on = not reason or draws_lottery(self._seed, number, self._config.lottery)
-            passages[number] = Passage(score=score, reason=reason, goes_on=goes_on)
+            passages[number] = self._pass(number, rung, score)
             self._save()
         passage = passages[number]
-        return Decision(stop=not passage.goes_on, reason=passage.reason)
+        waits = self.promotes and not passage.goes_on and not passage.reason
+        return Decision(stop=not passage.goes_on, reason=passage.reason, waits=waits)
+
+    @property
+    def promotes(self) -> bool:
+        """Whether trials wait at rungs."""
+        return self._config.name == "asha"
+
+    def choose(
+        self, waiting: Collection[int], *, at_end: bool, draws: bool = False, ranking: Ranking = by_score
+    ) -> Choice | None:
+        """The trial that goes on next; None while none of those that wait is good enough.
+
+        Args:
+            waiting: numbers of the trials that can go on.
+            at_end: no new trial will come. Then the best 1/factor of a rung are rounded up, and when none of them waits
+                any more, the baseline goes on, with which all are compared, and after it those drawn by lottery.
+            draws: those drawn by lottery do not wait for the end.
+            ranking: of the trials at a rung.
+        """
+        for rung in reversed(self.milestones):
+            here = {n: p for n, p in self._passages[rung].items() if not self._is_lucky(n, rung)}
+            if not any(number in waiting and not passage.goes_on for number, passage in here.items()):
+                continue
+            num_places = (len(here) + at_end * (self._config.reduction_factor - 1)) // self._config.reduction_factor
+            among = {n: p.score for n, p in here.items() if not p.reason}  # some may have ended in an earlier session
+            ranks = ranking(rung, among)
+            for number in sorted(among, key=lambda n: (-ranks[n], n))[:num_places]:
+                if number in waiting and not here[number].goes_on:
+                    return Choice(number)
+        if at_end and _BASELINE in waiting:
+            return Choice(_BASELINE)
+        drawn = [number for number in waiting if (at_end or draws) and self._is_drawn(number) and number != _BASELINE]
+        return Choice(min(drawn), by_lottery=True) if drawn else None
+
+    def let_on(self, choice: Choice) -> str:
+        """Write down that a trial that waits goes on; for one drawn by lottery, why it would have ended, else empty."""
+        reason = self._why_ended(choice.number) if choice.by_lottery else ""
+        return self._settle(choice.number, goes_on=True, reason=reason)
+
+    def end(self, number: int, used_up: str = "") -> str:
+        """Write down that a trial that waits goes on no more; why.
+
+        Args:
+            number: of the trial.
+            used_up: what of the study's budget is used up, if that is the reason.
+        """
+        return self._settle(number, goes_on=False, reason=self._why_ended(number, used_up))
+
+    def _settle(self, number: int, *, goes_on: bool, reason: str) -> str:
+        rung = self._last_rung(number)
+        self._passages[rung][number] = replace(self._passages[rung][number], goes_on=goes_on, reason=reason)
+        self._save()
+        return reason
+
+    def _why_ended(self, number: int, used_up: str = "") -> str:
+        rung = self._last_rung(number)
+        why = f"waiting when {used_up}" if used_up else f"not among {self._best_share}"
+        return f"rung {rung}: {self._passages[rung][number].score:.4g}, {why}"
+
+    def _last_rung(self, number: int) -> int:
+        """The highest rung that a trial has been at."""
+        return next(rung for rung in reversed(self.milestones) if number in self._passages[rung])
+
+    def _pass(self, number: int, rung: int, score: float) -> Passage:
+        """What happens to a trial that comes to a rung."""
+        if self.promotes:  # those drawn by lottery go on to the full budget
+            return Passage(score=score, reason="", goes_on=self._is_lucky(number, rung))
+        reason = self._why_stop(rung, score, self._bracket(number)) if number != _BASELINE else ""
+        return Passage(score=score, reason=reason, goes_on=not reason or self._is_drawn(number))
 
     def _why_stop(self, rung: int, score: float, bracket: int) -> str:
         before = [
@@ -145,13 +235,25 @@ class Rungs:
         cutoff = float(np.quantile(before, 0.5 if median else 1 - 1 / factor))
         if score >= cutoff:
             return ""
-        among = "the median" if median else f"the best {_SHARES.get(factor, f'1/{factor}')}"
-        return f"rung {rung}: {score:.4g} below {cutoff:.4g}, {among}"
+        return f"rung {rung}: {score:.4g} below {cutoff:.4g}, {'the median' if median else self._best_share}"
+
+    @property
+    def _best_share(self) -> str:
+        factor = self._config.reduction_factor
+        return f"the best {_SHARES.get(factor, f'1/{factor}')}"
+
+    def _is_drawn(self, number: int) -> bool:
+        return draws_lottery(self._seed, number, self._config.lottery)
 
     def _is_lucky(self, number: int, rung: int) -> bool:
         """Whether the trial is at this rung only because of the lottery: others are not measured against it."""
-        earlier = (self._passages[below].get(number) for below in self.milestones if below < rung)
-        return any(passage is not None and passage.reason for passage in earlier)
+        for below in self.milestones:
+            if below == rung:
+                break
+            passage = self._passages[below].get(number)
+            if passage is not None and passage.reason:
+                return True
+        return False
 
     def _bracket(self, number: int) -> int:
         if self._config.name != "hyperband":

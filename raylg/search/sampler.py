@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,9 @@ from raylg.search.config import SamplerConfig
 from raylg.search.designs import grid, grid_size, sobol
 from raylg.search.journal import distributions, start_trial
 from raylg.search.parameter import Value
-from raylg.search.record import VALUES
+from raylg.search.record import VALUES, WAITS
+from raylg.search.response_surface import Encoder, ResponseSurface, fit_surface, lateness_of
+from raylg.search.rungs import Ranking, milestones
 from raylg.search.space import SearchSpace
 from raylg.search.study import StudyDirectory
 from raylg.search.suggest import FixedSuggester, RandomSuggester
@@ -32,6 +34,8 @@ SOBOL = "sobol"
 """User attribute: index of a trial's point in the Sobol sequence."""
 
 _OBSERVED = (TrialState.COMPLETE, TrialState.PRUNED)
+_NUM_DRAWN = 256
+"""Configurations of which a surface is asked for the best."""
 _MAX_REJECTIONS = 2000
 _MAX_MODEL_REJECTIONS = {"tpe": 50, "gp": 3}
 """Proposals of a model in a row that the space does not take before a Sobol point is tried: a model that favours the
@@ -77,7 +81,10 @@ class Sampler:
         self._distributions = distributions(self._space)
         self._observed: dict[int, FrozenTrial] = {}
         self._tried: set[str] = set()
-        self._memory = self._make_memory(self._prior)
+        self._encoder = Encoder(self._space.parameters)
+        self._num_pairs, report_every = setup.run.train.num_pairs, setup.run.train.report_every
+        self._rungs = milestones(setup.study.scheduler, num_pairs=self._num_pairs, report_every=report_every)
+        self._ended: set[int] = set()
 
     def next_trial(self, attributes: Mapping[str, Any]) -> Trial | None:
         """Start the next trial; None when every configuration of a finite space has been tried.
@@ -93,6 +100,31 @@ class Sampler:
             return None
         stamped = {**attributes, **candidate.attributes, VALUES: dict(candidate.values)}
         return start_trial(self._journal, self._space, candidate.params, stamped)
+
+    def ranking(self) -> Ranking:
+        """What trials at a rung are ordered by: what the surface expects them to gain is added to their scores.
+
+        Other samplers have no surface; there, and where it knows too little, scores decide.
+        """
+        surface: ResponseSurface | None = None
+
+        def rank(rung: int, scores: Mapping[int, float]) -> Mapping[int, float]:
+            nonlocal surface
+            if self._config.name != "surface":
+                return scores
+            trials = self._journal.get_trials(deepcopy=False)
+            surface = surface or self._surface(trials)
+            if surface is None:
+                return scores
+            columns = self._encoder.encode([trials[number].params for number in scores])
+            late = lateness_of(rung, self._rungs, self._num_pairs)
+            gains = surface.expect(columns) - surface.expect(columns, late)
+            return {number: score + gain for (number, score), gain in zip(scores.items(), gains.tolist(), strict=True)}
+
+        return rank
+
+    def _surface(self, trials: Sequence[FrozenTrial]) -> ResponseSurface | None:
+        return fit_surface(self._encoder, [*self._prior, *trials], self._rungs, self._num_pairs)
 
     def _propose(self) -> _Candidate | None:
         trials = self._journal.get_trials(deepcopy=False)
@@ -111,7 +143,9 @@ class Sampler:
             source = itertools.islice(self._random(len(trials)), _MAX_REJECTIONS)
         else:
             source = self._sobol(trials)
-            if self._config.name != "sobol" and self._num_observed >= self._config.num_startup_trials:
+            if self._config.name == "surface" and len(self._prior) + len(trials) >= self._config.num_startup_trials:
+                source = itertools.chain(self._thompson(trials), source)
+            elif self._config.name in _MAX_MODEL_REJECTIONS and self._num_observed >= self._config.num_startup_trials:
                 source = itertools.chain(self._model(trials), source)
         finite = grid_size(space) is not None
         found = next(filter(self._is_new, itertools.chain(source, self._grid() if finite else ())), None)
@@ -152,56 +186,63 @@ class Sampler:
             values = self._space.suggest(FixedSuggester(params), self._run)
             yield _Candidate(params=self._space.sampler_values(values, self._run), values=values)
 
+    def _thompson(self, trials: Sequence[FrozenTrial]) -> Iterator[_Candidate]:
+        """The best configurations of a surface drawn from the posterior, away from those that cannot be trained."""
+        surface = self._surface(trials)
+        if surface is None:
+            return
+        candidates = list(itertools.islice(self._random(len(trials)), _NUM_DRAWN))
+        columns = self._encoder.encode([candidate.params for candidate in candidates])
+        scores = surface.draw(columns, np.random.default_rng(self._seed(len(trials), 1)))
+        known = [trial for trial in [*self._prior, *trials] if trial.intermediate_values or trial.constraints]
+        places = self._encoder.encode([trial.params for trial in known])
+        failed = np.array([bool(trial.constraints) for trial in known])
+        if failed.any():
+            distances = ((columns[:, None] - places[None]) ** 2).sum(axis=2)
+            scores[failed[distances.argmin(axis=1)]] -= 1e9  # the nearest one tried is infeasible: last
+        yield from (candidates[index] for index in np.argsort(-scores, kind="stable"))
+
     def _model(self, trials: list[FrozenTrial]) -> Iterator[_Candidate]:
         """What the model of the scores proposes, with the running trials in sight."""
-        gp = self._config.name == "gp"
-        study = self._make_memory(_for_gaussian_process(self._all_observed())) if gp else self._memory
+        known = [*self._prior, *(self._observed[number] for number in sorted(self._observed))]
+        known = [trial for trial in known if trial.state in _OBSERVED]
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(_for_gaussian_process(known) if self._config.name == "gp" else known)
         study.sampler = _make_sampler(self._config, self._seed(len(trials)))
-        running = [t for t in trials if t.state == TrialState.RUNNING]
-        numbers = [_add(study, create_trial(**self._drawn(trial), state=TrialState.RUNNING)) for trial in running]
-        try:
-            for _ in range(_MAX_MODEL_REJECTIONS[self._config.name]):
-                candidate = study.ask()
-                numbers.append(candidate.number)
-                values = self._space.suggest(candidate, self._run)
-                params = dict(candidate.params)
-                study.tell(numbers.pop(), state=TrialState.FAIL)  # models overlook failed trials
-                yield _Candidate(params=params, values=values)
-        finally:
-            for number in numbers:
-                study.tell(number, state=TrialState.FAIL)
+        running = [t for t in trials if t.state == TrialState.RUNNING and t.number not in self._observed]
+        study.add_trials(create_trial(**self._drawn(trial), state=TrialState.RUNNING) for trial in running)
+        for _ in range(_MAX_MODEL_REJECTIONS[self._config.name]):
+            candidate = study.ask()
+            values = self._space.suggest(candidate, self._run)
+            params = dict(candidate.params)
+            study.tell(candidate.number, state=TrialState.FAIL)  # models overlook failed trials
+            yield _Candidate(params=params, values=values)
 
     def _observe(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take trials that have ended, in the order in which they did."""
-        new = [t for t in trials if t.number not in self._observed]
-        self._tried.update(_key(t.user_attrs[VALUES]) for t in new)
-        ended = [t for t in new if t.state.is_finished()]
-        for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
-            observation = self._observation(trial)
-            self._observed[trial.number] = observation
-            if observation.state in _OBSERVED:
-                self._memory.add_trial(observation)
+        """Take trials that have ended, and those that wait at a rung as if they had been stopped there."""
+        for trial in trials:
+            self._tried.add(_key(trial.user_attrs[VALUES]))
+            waits = bool(trial.user_attrs.get(WAITS))
+            if trial.state.is_finished() and trial.number not in self._ended:
+                self._ended.add(trial.number)
+                self._observed[trial.number] = self._observation(trial, trial.state)
+            elif waits:
+                self._observed[trial.number] = self._observation(trial, TrialState.PRUNED)
+            elif not trial.state.is_finished():
+                self._observed.pop(trial.number, None)  # it waited, and goes on
 
-    def _observation(self, trial: FrozenTrial) -> FrozenTrial:
+    def _observation(self, trial: FrozenTrial, state: TrialState) -> FrozenTrial:
         return create_trial(
             **self._drawn(trial),
-            state=trial.state,
+            state=state,
             value=trial.value,
             intermediate_values=trial.intermediate_values,
             constraints=trial.constraints,
         )
 
-    def _all_observed(self) -> list[FrozenTrial]:
-        return [*self._prior, *(trial for trial in self._observed.values() if trial.state in _OBSERVED)]
-
     def _drawn(self, trial: FrozenTrial) -> dict[str, Any]:
         """Parameters of a trial with the present ranges."""
         return {"params": trial.params, "distributions": {name: self._distributions[name] for name in trial.params}}
-
-    def _make_memory(self, trials: Iterable[FrozenTrial]) -> optuna.Study:
-        study = optuna.create_study(direction="maximize")
-        study.add_trials(trials)
-        return study
 
     def _seed(self, *place: int) -> int:
         return int(np.random.SeedSequence([self._config.seed, *place]).generate_state(1)[0])
@@ -252,11 +293,6 @@ def _projected(trial: FrozenTrial, complete: Iterable[FrozenTrial]) -> float | N
     last = max(trial.intermediate_values)
     gains = [float(c.value or 0.0) - c.intermediate_values[last] for c in complete if last in c.intermediate_values]
     return trial.intermediate_values[last] + (statistics.median(gains) if gains else 0.0)
-
-
-def _add(study: optuna.Study, trial: FrozenTrial) -> int:
-    study.add_trial(trial)
-    return len(study.get_trials(deepcopy=False)) - 1
 
 
 def _key(values: Mapping[str, Value]) -> str:

@@ -1,6 +1,6 @@
 """How good are search and confirmation where the truth is known? Studies on the surface of `tests/simulation`.
 
-python tests/benchmarks/search.py [--seeds 50] [--parts reach confirmation time]
+python tests/benchmarks/search.py [--seeds 50] [--parts reach cliff confirmation time]
 
 Runs the real ledger, rungs, sampler and confirmation with a virtual clock; what counts as success is told, and was
 fixed beforehand, in `tests/simulation/searches.py`. Failures are printed as they are.
@@ -40,7 +40,7 @@ from tests.simulation.searches import (
     pairs_to_reach,
     run_raylg,
 )
-from tests.simulation.surface import NUM_PAIRS, OPTIMUM, SPACE, Surface, Values
+from tests.simulation.surface import NUM_PAIRS, OPTIMUM, SPACE, CliffSurface, Surface, Values
 
 Search = Callable[[Path, Surface, int], list[Finisher]]
 T = TypeVar("T")
@@ -59,9 +59,14 @@ def main() -> None:
         PARTS[part](arguments.seeds)
 
 
-def print_reach(num_seeds: int) -> None:
+def print_cliff(num_seeds: int) -> None:
+    """The same on a surface that no quadratic fits."""
+    print_reach(num_seeds, CliffSurface)
+
+
+def print_reach(num_seeds: int, make: type[Surface] = Surface) -> None:
     """Pairs seen until the best 5 % are reached."""
-    goal = best_5_percent()
+    goal = best_5_percent(make(0))
     print(f"\nPairs seen to reach the best 5 % (true AUC@5 at least {100 * goal:.1f}), in full trials of {NUM_PAIRS}.")
     print(f"Random search has {NUM_RANDOM_TRIALS} trials, the others {NUM_TRIALS}.")
     print("\n| search | workers | median | quartiles | of random | not reached | spent in all |")
@@ -69,8 +74,8 @@ def print_reach(num_seeds: int) -> None:
     for num_workers in (4, 1):
         random = 0.0
         for name, search in SEARCHES.items():
-            runs = [_in_folder(search, seed, num_workers) for seed in range(num_seeds)]
-            reached = np.array([pairs_to_reach(run, Surface(s), goal) for s, run in enumerate(runs)]) / NUM_PAIRS
+            runs = [_in_folder(search, make(seed), num_workers) for seed in range(num_seeds)]
+            reached = np.array([pairs_to_reach(run, make(s), goal) for s, run in enumerate(runs)]) / NUM_PAIRS
             low, median, high = np.quantile(reached, (0.25, 0.5, 0.75), method="inverted_cdf")
             random = random or median
             spent = np.mean([run[-1].pairs_of_all if run else 0 for run in runs]) / NUM_PAIRS
@@ -179,9 +184,9 @@ def _without_lottery(folder: Path, surface: Surface, num_workers: int) -> list[F
         return run_raylg(directory, surface, num_workers)
 
 
-def _in_folder(search: Search, seed: int, num_workers: int) -> list[Finisher]:
+def _in_folder(search: Search, surface: Surface, num_workers: int) -> list[Finisher]:
     with tempfile.TemporaryDirectory() as folder:
-        return search(Path(folder), Surface(seed), num_workers)
+        return search(Path(folder), surface, num_workers)
 
 
 def _share(values: Sequence[bool]) -> str:
@@ -200,7 +205,12 @@ BASELINES: Mapping[str, tuple[Values, bool]] = {
     "as good as all others": (SPACE["baseline"], True),
 }
 NULL = ("the best there is", "as good as all others")
-PARTS = {"reach": print_reach, "confirmation": print_confirmation, "time": print_time}
+PARTS: Mapping[str, Callable[[int], None]] = {
+    "reach": print_reach,
+    "cliff": print_cliff,
+    "confirmation": print_confirmation,
+    "time": print_time,
+}
 
 if __name__ == "__main__":
     main()

@@ -171,14 +171,15 @@ def _ray_trial(number: int) -> Any:
 
 
 @cache
-def best_5_percent() -> float:
+def best_5_percent(surface: Surface | None = None) -> float:
     """True value at which the best 5 % begin."""
+    surface = surface or Surface(0)
     space, run, suggester = SearchSpace.parse(SPACE, "simulated"), build(RunConfig, {}), RandomSuggester(0)
     draws = [space.suggest(suggester, run) for _ in range(20_000)]
     feasible = [values for values in draws if not why_infeasible(values, NUM_PAIRS)]
-    qualities = np.array([Surface(0).quality(values) for values in feasible])
+    qualities = np.array([surface.quality(values) for values in feasible])
     order = np.argsort(qualities)
-    return Surface(0).true_value(feasible[order[math.ceil(_BEST * len(order)) - 1]])
+    return surface.true_value(feasible[order[math.ceil(_BEST * len(order)) - 1]])
 
 
 def pairs_to_reach(finishers: Sequence[Finisher], surface: Surface, goal: float) -> float:

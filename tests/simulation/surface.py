@@ -153,6 +153,21 @@ class Surface:
         )
 
 
+class CliffSurface(Surface):
+    """One that no quadratic fits, to see whether what works on the other one works because that one is quadratic.
+
+    Beyond the best learning rate q falls off a cliff, below it slowly; the best batch size depends on the keypoints.
+    """
+
+    def quality(self, values: Values, share: float = 1.0) -> float:
+        decades = math.log10(values[LR] / best_lr(values[BATCH])) + 0.3 * (1 - share)
+        batches, counts = math.log2(values[BATCH] / 16), math.log2(values[KEYPOINTS] / 512)
+        q = -1.2 * max(0.0, decades - 0.1) ** 1.5 - 0.25 * max(0.0, -decades - 0.2)
+        q += -0.05 * abs(batches + 0.5 * counts - 0.5) - 0.15 * max(0.0, decades) * counts
+        q += 0.35 * (1 - math.exp(-(values[KEYPOINTS] - 256) / 500))
+        return q - 0.4 * max(0.2, 1 + 0.15 * batches + 0.1 * counts) * (share**-0.3 - 1)
+
+
 def best_lr(batch_size: int) -> float:
     """At full budget."""
     return 2e-4 * math.sqrt(batch_size / 16)

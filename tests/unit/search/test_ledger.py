@@ -16,6 +16,8 @@ from raylg.search.rungs import Decision
 from raylg.search.study import StudyDirectory, StudySetup
 
 Make = Callable[..., StudySetup]
+MEDIAN = {"name": "median", "grace_pairs": 10}
+"""Stops at once; of trials that wait at rungs, see test_live.py."""
 
 
 def ignore(event: TrialEvent) -> None:
@@ -54,7 +56,7 @@ def test_baseline_is_trial_0_and_numbers_have_no_gaps(make_setup: Make) -> None:
 
 def test_states_are_truthful(make_setup: Make) -> None:
     events: list[TrialEvent] = []
-    with StudyDirectory(make_setup(study={"budget": "6trials"})) as directory:
+    with StudyDirectory(make_setup(study={"budget": "6trials", "scheduler": MEDIAN})) as directory:
         ledger = Ledger(directory, events.append)
         run_to_end(ledger, take(ledger).number, 0.5)
         run_to_end(ledger, take(ledger).number, 0.4)
@@ -72,7 +74,7 @@ def test_states_are_truthful(make_setup: Make) -> None:
     assert trials[2].constraints == {"out_of_memory": 1.0}
     assert trials[4].constraints == {"diverged": 1.0}
     assert [r.state for r in records] == ["complete", "stopped", "infeasible", "failed", "infeasible", "failed"]
-    assert records[1].reason == "rung 10: 0.4 below 0.5, the best third"
+    assert records[1].reason == "rung 10: 0.4 below 0.5, the median"
     assert records[2].reason == "out_of_memory: batch of 64"
     assert records[4].reason.startswith("diverged: val/auc@5 = nan")
     assert records[5].reason == "ended after 0 of 90 pairs"
@@ -96,7 +98,7 @@ def test_table_is_ranked(make_setup: Make) -> None:
 
 
 def test_killed_search_continues_where_it_was(make_setup: Make) -> None:
-    setup = make_setup()
+    setup = make_setup(study={"scheduler": MEDIAN})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         run_to_end(ledger, take(ledger).number, 0.5)
@@ -115,7 +117,7 @@ def test_killed_search_continues_where_it_was(make_setup: Make) -> None:
 
 
 def test_end_that_was_decided_before_the_kill_is_told(make_setup: Make) -> None:
-    setup = make_setup()
+    setup = make_setup(study={"scheduler": MEDIAN})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         run_to_end(ledger, take(ledger).number, 0.5)
@@ -131,7 +133,7 @@ def test_end_that_was_decided_before_the_kill_is_told(make_setup: Make) -> None:
 
 
 def test_killed_between_report_and_decision(make_setup: Make) -> None:
-    setup = make_setup()
+    setup = make_setup(study={"scheduler": MEDIAN})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         run_to_end(ledger, take(ledger).number, 0.5)
@@ -180,7 +182,7 @@ def test_closed_ledger_takes_nothing(make_setup: Make) -> None:
 
 
 def test_restarts_are_counted_and_the_reason_is_cleared_at_the_end(make_setup: Make) -> None:
-    with StudyDirectory(make_setup()) as directory:
+    with StudyDirectory(make_setup(study={"scheduler": {"name": "none"}})) as directory:
         ledger = Ledger(directory, ignore)
         number = take(ledger).number
         ledger.retried(number, "its process was killed")
@@ -222,7 +224,8 @@ def metered(directory: StudyDirectory, clock: Clock, gpus: float = 0.0) -> Ledge
 
 def test_used_up_budget_stops_what_runs_but_not_the_baseline(make_setup: Make) -> None:
     clock = Clock()
-    with StudyDirectory(make_setup(study={"budget": "60s", "confirm": {"enabled": False}})) as directory:
+    study = {"budget": "60s", "confirm": {"enabled": False}, "scheduler": MEDIAN}
+    with StudyDirectory(make_setup(study=study)) as directory:
         ledger = metered(directory, clock)
         baseline, other = take(ledger).number, take(ledger).number
         clock.now = 59
@@ -240,8 +243,8 @@ def test_used_up_budget_stops_what_runs_but_not_the_baseline(make_setup: Make) -
 
 def test_search_leaves_the_confirmation_its_share(make_setup: Make) -> None:
     clock = Clock()
-    setup = make_setup(study={"budget": ["10gpuh", "40trials"], "confirm": {"budget_share": 0.3}})
-    with StudyDirectory(setup) as directory:
+    study = {"budget": ["10gpuh", "40trials"], "confirm": {"budget_share": 0.3}, "scheduler": MEDIAN}
+    with StudyDirectory(make_setup(study=study)) as directory:
         ledger = metered(directory, clock, gpus=4)
         number = take(ledger).number
         clock.now = 3600 * 6.9 / 4
@@ -257,7 +260,7 @@ def test_grown_budget_continues_and_a_used_up_one_settles_what_was_interrupted(m
     clock = Clock()
 
     def setup(budget: str) -> StudySetup:
-        return make_setup(study={"budget": budget, "confirm": {"enabled": False}})
+        return make_setup(study={"budget": budget, "confirm": {"enabled": False}, "scheduler": MEDIAN})
 
     with StudyDirectory(setup("60s")) as directory:
         ledger = metered(directory, clock)
@@ -304,7 +307,7 @@ def test_seconds_of_a_trial_add_up_over_sessions(make_setup: Make) -> None:
 
 
 def test_lottery_trial_reaches_the_full_budget_and_may_win(make_setup: Make) -> None:
-    setup = make_setup(study={"scheduler": {"grace_pairs": 10, "lottery": 1.0}})
+    setup = make_setup(study={"scheduler": {**MEDIAN, "lottery": 1.0}})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         run_to_end(ledger, take(ledger).number, 0.5)
@@ -316,13 +319,13 @@ def test_lottery_trial_reaches_the_full_budget_and_may_win(make_setup: Make) -> 
         run_to_end(ledger, lucky, 0.7, start=10)
         record, best = directory.records()[lucky], directory.best()
     assert record.state == "complete" and record.reason == ""
-    assert record.lottery == "rung 10: 0.1 below 0.5, the best third"
+    assert record.lottery == "rung 10: 0.1 below 0.5, the median"
     assert record.scores == {10: 0.1, **dict.fromkeys(range(20, 91, 10), 0.7)}
     assert best is not None and best.number == lucky
 
 
 def test_interrupted_lottery_trial_keeps_its_mark(make_setup: Make) -> None:
-    setup = make_setup(study={"scheduler": {"grace_pairs": 10, "lottery": 1.0}})
+    setup = make_setup(study={"scheduler": {**MEDIAN, "lottery": 1.0}})
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, ignore)
         run_to_end(ledger, take(ledger).number, 0.5)
@@ -363,8 +366,8 @@ def test_finite_space_ends_by_itself(make_setup: Make) -> None:
         "parameters": {"data.batch_size": {"type": "choice", "values": [8, 16, 32]}},
         "baseline": {"data.batch_size": 16},
     }
-    setup = make_setup(study={"budget": "50trials", "sampler": {"name": "grid"}}, space=space)
-    with StudyDirectory(setup) as directory:
+    study = {"budget": "50trials", "sampler": {"name": "grid"}, "scheduler": {"name": "none"}}
+    with StudyDirectory(make_setup(study=study, space=space)) as directory:
         ledger = Ledger(directory, ignore)
         numbers = [take(ledger).number for _ in range(3)]
         assert ledger.next_trial() is None
@@ -382,13 +385,13 @@ def test_longest_point_goes_first_after_the_baseline(make_setup: Make) -> None:
 
 
 def test_interrupted_trials_beyond_a_shrunk_budget_are_ended(make_setup: Make) -> None:
-    with StudyDirectory(make_setup()) as directory:
+    with StudyDirectory(make_setup(study={"scheduler": {"name": "none"}})) as directory:
         ledger = Ledger(directory, ignore)
         for number, score in enumerate((0.5, 0.6, 0.7, 0.8)):
             assert take(ledger).number == number
             if number < 2:
                 run_to_end(ledger, number, score)
-    with StudyDirectory(make_setup(study={"budget": "2trials"})) as directory:
+    with StudyDirectory(make_setup(study={"budget": "2trials", "scheduler": {"name": "none"}})) as directory:
         ledger = Ledger(directory, ignore)
         assert ledger.num_remaining == 2
         for number in (2, 3):
@@ -440,7 +443,7 @@ def test_killed_while_infeasibility_is_written(
 
 def test_what_the_confirmation_spent_is_not_taken_from_a_grown_search(make_setup: Make) -> None:
     clock = Clock()
-    with StudyDirectory(make_setup(study={"budget": "100s"})) as directory:
+    with StudyDirectory(make_setup(study={"budget": "100s", "scheduler": MEDIAN})) as directory:
         meter = Meter(directory.path / "spent.json", directory.setup.study.limits, clock=clock)
         ledger = Ledger(directory, ignore, meter)
         run_to_end(ledger, take(ledger).number, 0.5)
@@ -452,7 +455,7 @@ def test_what_the_confirmation_spent_is_not_taken_from_a_grown_search(make_setup
         clock.now = 100
         meter.stop()
         assert meter.reached() == "100s"
-    with StudyDirectory(make_setup(study={"budget": "200s"})) as directory:
+    with StudyDirectory(make_setup(study={"budget": "200s", "scheduler": MEDIAN})) as directory:
         ledger = metered(directory, clock)
         number = take(ledger).number
         clock.now = 149
@@ -460,7 +463,8 @@ def test_what_the_confirmation_spent_is_not_taken_from_a_grown_search(make_setup
         clock.now = 150
         assert ledger.report(number, metrics(20, 0.9)).reason == "budget 50% of 200s used up"
         ledger.close()
-    with StudyDirectory(make_setup(study={"budget": "140s", "confirm": {"budget_share": 0.1}})) as directory:
+    study = {"budget": "140s", "confirm": {"budget_share": 0.1}, "scheduler": MEDIAN}
+    with StudyDirectory(make_setup(study=study)) as directory:
         ledger = metered(directory, clock)  # its share is 126 s, but 150 s of 140 s are gone
         assert directory.records()[1].reason == "budget 140s used up"
         assert ledger.num_remaining == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,28 @@ def test_the_confirmation_does_not_use_up_the_share_of_the_search(tmp_path: Path
     second.beat(1)
     assert (second.reached(0.5), second.reached()) == ("100s", "100s")
     assert second.gpu_hours == pytest.approx(1 + 60 / 3600)
+
+
+def test_what_is_left_reaches_to_the_limit(tmp_path: Path, clock: Clock) -> None:
+    spent = meter(tmp_path, clock, Limits(seconds=100, gpu_hours=1), gpus_per_trial=36)  # a hundredth of 1 h in 1 s
+    spent.beat(1)
+    clock.now += 10
+    spent.beat(1)
+    assert spent.left() == pytest.approx(90)
+    assert spent.left(0.5) == pytest.approx(40)
+    spent.beat(3)
+    assert spent.left() == pytest.approx(30)  # by the GPU-hours
+    clock.now += spent.left(0.5)
+    spent.beat(3)
+    assert spent.left(0.5) == pytest.approx(0, abs=1e-9) and spent.left() > 0
+    assert meter(tmp_path, clock, Limits(trials=5)).left() == math.inf
+
+
+def test_what_the_confirmation_spent_is_left_to_the_search_up_to_the_whole_limit(tmp_path: Path, clock: Clock) -> None:
+    spent = meter(tmp_path, clock, Limits(seconds=100))
+    spent.confirms = True
+    spent.beat(1)
+    clock.now += 30
+    spent.stop()
+    assert spent.left(0.5) == 50
+    assert spent.left(0.9) == spent.left() == 70

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from raylg.errors import ConfigError
+from raylg.evaluation.pair_scores import PairScores
 from raylg.schema import build
 from raylg.search.config import StudyConfig
 from raylg.search.cost import CostModel
+from raylg.search.game import Course, Game
+from raylg.search.ledger import Ledger
 from raylg.search.plan import Capacity, feasible_by, make_plan, seconds_by, spanned
+from raylg.search.rungs import Rungs, milestones
 from raylg.search.space import SearchSpace
+from raylg.search.study import StudyDirectory
 from raylg.training.config import RunConfig
+from tests.simulation.clock import Clock
+from tests.simulation.searches import make_setup
+from tests.simulation.surface import NUM_PAIRS, REPORT_EVERY, SPACE, Surface, Values, seconds_per_pair
 
 COST = build(
     CostModel,
@@ -79,18 +89,23 @@ def test_processes_start_once_for_the_search_and_for_each_look_of_the_confirmati
 
 
 def test_rungs_stop_about_two_in_three():
+    """A third is promoted in any case; later ones that are better push those aside that went on before them."""
     found = plan(budget="60trials", scheduler={"grace_pairs": 10, "lottery": 0.0})
     assert list(found.reached) == ["10", "30", "90", "100"]
-    assert found.reached["10"].p50 == 60
+    assert found.reached["10"].p10 == found.reached["10"].p90 == 60
     counts = [found.reached[rung].p50 for rung in found.reached]
     assert counts == sorted(counts, reverse=True)
-    assert 15 <= counts[1] <= 35 and 3 <= counts[3] <= 15
+    for rung, before in (("30", 60), ("90", 20), ("100", 7)):
+        assert before / 3 <= found.reached[rung].p10
+    assert 20 <= counts[1] <= 35 and 3 <= counts[3] <= 15
     assert 60 * 10 < found.pairs.p10 < found.pairs.p90 < 60 * 100 / 2
 
 
 def test_everybody_wins_a_lottery_of_one():
     found = plan(scheduler={"grace_pairs": 10, "lottery": 1.0})
     assert found.reached["100"].p10 == 8
+    assert found.pairs.p10 == 800  # each pair is counted once, however often its trial has waited
+    assert found.total_s.p10 == pytest.approx(80)
 
 
 def test_hyperband_trains_more_pairs_than_its_most_eager_bracket():
@@ -107,6 +122,99 @@ def test_time_ends_a_study_at_a_report():
     assert found.pairs.p50 == pytest.approx(250)
     assert plan(budget="5s").pairs.p50 == 100
     assert plan(budget=["25s", "2trials"]).trials.p50 == 2
+
+
+class Known:
+    """In place of a random generator: trials with these qualities, each with a configuration of its own, no noise."""
+
+    def __init__(self, qualities: list[float]) -> None:
+        self._qualities = qualities
+
+    def uniform(self, low: float, high: float) -> float:
+        return 0.0
+
+    def normal(self, size: int | None = None) -> Any:
+        return np.array(self._qualities[:size]) if size else 0.0
+
+    def integers(self, low: int, high: int, size: int) -> Any:
+        return np.arange(size)
+
+
+def play(qualities: list[float], *, places: int = 1, start_s: float = 0.0, **study: Any) -> Course:
+    """Ten seconds at full budget beside the start, rungs at 10, 30 and 90 of 100 pairs; trial 0 is the baseline."""
+    options = {"scheduler": {"grace_pairs": 10, "lottery": 0.0}, "confirm": {"enabled": False}}
+    config = build(StudyConfig, {**options, **study})
+    marks = (*milestones(config.scheduler, num_pairs=100, report_every=10), 100)
+    game = Game(
+        study=config,
+        marks=marks,
+        seconds=np.tile(start_s + np.array(marks) / 10, (len(qualities), 1)),
+        num_places=places,
+        num_gpus=0.0,
+        start_s=start_s,
+        launch_s=0.0,
+    )
+    rungs = Rungs(None, config.scheduler, num_pairs=100, report_every=10)
+    return game.search(rungs, Known(qualities))  # type: ignore[arg-type]
+
+
+def test_who_waits_goes_on_where_it_was_and_pays_for_its_start_again():
+    """Two trials, the second is the better one.
+
+    Both come to the first rung in 3 s each. Nobody else will come, so half a place is one: the second goes on at once,
+    through all rungs, in which it is alone, in 9 s. Then the baseline does, with 2 s for its start: 11 s.
+    """
+    course = play([0, 1], start_s=2.0, budget="2trials")
+    assert course.reached == {10: 2, 30: 2, 90: 2, 100: 2}
+    assert course.complete == [1]
+    assert course.pairs == 200
+    assert course.search_s == course.busy_s == pytest.approx(3 + 3 + 9 + 11)
+
+
+def test_nine_trials_by_hand():
+    """The baseline is the worst, and each of the others is worse than the one before it.
+
+    Trial 1 is promoted when three have come to the first rung, trial 2 when six have. At the end of the trials a rung
+    rounds up: trial 1 goes on beyond the second rung, then at once beyond the third, where it is alone. Then trial 3 is
+    promoted, as one of the best three of nine, and waits as the third. Nobody else is good enough, so the baseline is
+    let on; as the fourth at the second rung it makes room for trial 2, and when that one waits at the third rung, for
+    which two are not enough, it goes on itself, and to the end.
+    """
+    course = play([0, 8, 7, 6, 5, 4, 3, 2, 1], start_s=2.0, budget="9trials")
+    assert course.trials == 9
+    assert course.reached == {10: 9, 30: 4, 90: 3, 100: 2}
+    assert course.complete == [1]
+    assert course.pairs == 100 + 100 + 90 + 30 + 5 * 10
+    num_starts_again = 2 + 2 + 1 + 2  # trials 1, 2, 3, and the baseline
+    assert course.search_s == course.busy_s == pytest.approx(course.pairs / 10 + 2 * (9 + num_starts_again))
+
+
+def test_places_that_have_nobody_to_train_stay_empty():
+    """Two trials at a time, the better one and the baseline, which are both at the first rung after a second.
+
+    The baseline reports first and waits until the other one, which nobody outdoes, has gone on; then both run on.
+    """
+    course = play([0, 1], places=2, budget="2trials")
+    assert course.reached[100] == 2
+    assert course.search_s == pytest.approx(10)
+    course = play([1, 0], places=2, budget="2trials")
+    assert course.reached == {10: 2, 30: 1, 90: 1, 100: 1}
+    assert (course.search_s, course.busy_s) == (pytest.approx(10), pytest.approx(11))
+
+
+def test_the_last_call_leaves_time_for_the_best_trial_and_the_baseline():
+    """Twelve trials would begin in 12 s, were there time for all of them.
+
+    The baseline waits at the first rung and needs 9 s. So does whoever waits there and is the best one. After two
+    trials 17.5 s are left, which is no more than both need, so that no third one begins. The baseline comes to its end
+    after the limit just as well.
+    """
+    qualities = [0.0, 1.0, *([2.0] * 10)]
+    course = play(qualities, budget=["19.5s", "12trials"])
+    assert (course.trials, course.complete) == (2, [1])
+    assert (course.search_s, course.pairs) == (pytest.approx(20), 200)
+    course = play(qualities, budget=["5s", "12trials"])  # the baseline needs more than there is
+    assert (course.trials, course.pairs, course.search_s) == (1, 100, pytest.approx(10))
 
 
 def test_gpu_hours_end_a_study():
@@ -162,3 +270,58 @@ def test_expected_seconds_of_values():
 
 def test_a_space_spans_its_values():
     assert {each.data.num_keypoints for each in spanned(space(KEYPOINTS), RUN)} == {100, 200, 400}
+
+
+class ByLearningRate(Surface):
+    """Scores that depend on the configuration alone, in no order that a sampler or a rung knows."""
+
+    def score(self, values: Values, seed: int, pairs_seen: int) -> float:
+        return 1e7 * float(values["optim.lr"]) % 1
+
+    def pair_scores(self, values: Values, seed: int) -> PairScores:
+        return super().pair_scores(SPACE["baseline"], seed)
+
+
+SECONDS_TO_START = 20.0
+"""Of the clock."""
+
+
+@pytest.mark.parametrize(("scheduler", "places"), [("asha", 3), ("hyperband", 2)])
+def test_a_search_is_played_as_the_ledger_runs_it(tmp_path, scheduler, places):
+    parameters = {
+        "optim.lr": {"type": "float", "low": 2e-5, "high": 8e-4, "log": True},
+        "data.batch_size": {"type": "choice", "values": [4, 16]},
+        "data.num_keypoints": {"type": "choice", "values": [512, 1024]},
+    }
+    baseline = {"optim.lr": 1e-4, "data.batch_size": 16, "data.num_keypoints": 512}
+    options: dict[str, Any] = {
+        "budget": ("27trials",),
+        "sampler": {"name": "random"},
+        "scheduler": {"name": scheduler},
+        "confirm": {"enabled": False},
+    }
+    setup = make_setup(tmp_path, 0, **options)
+    setup = replace(setup, space=SearchSpace.parse({"parameters": parameters, "baseline": baseline}, "simulated"))
+    setup.space.validate(setup.run)
+    surface = ByLearningRate(0)
+    with StudyDirectory(setup) as directory:
+        clock = Clock(surface, Ledger(directory, lambda event: None), places)
+        clock.run()
+        records = directory.records()
+    values = [record.values for record in records]
+    marks = (*milestones(setup.study.scheduler, num_pairs=NUM_PAIRS, report_every=REPORT_EVERY), NUM_PAIRS)
+    game = Game(
+        study=setup.study,
+        marks=marks,
+        seconds=np.array([[SECONDS_TO_START + seconds_per_pair(each) * mark for mark in marks] for each in values]),
+        num_places=places,
+        num_gpus=0.0,
+        start_s=SECONDS_TO_START,
+        launch_s=0.0,
+    )
+    rungs = Rungs(None, setup.study.scheduler, num_pairs=NUM_PAIRS, report_every=REPORT_EVERY)
+    course = game.search(rungs, Known([surface.score(each, 0, 0) for each in values]))  # type: ignore[arg-type]
+    seen = [record.pairs_seen for record in records]
+    assert course.reached == {mark: sum(pairs >= mark for pairs in seen) for mark in marks}
+    assert course.pairs == sum(seen)
+    assert sorted(course.complete) == [n for n, pairs in enumerate(seen) if pairs == NUM_PAIRS and n != 0]

@@ -88,7 +88,10 @@ def search(
     return found
 
 
-@pytest.mark.parametrize(("name", "space"), [("tpe", CONDITIONAL), ("tpe", {}), ("sobol", CONDITIONAL), ("random", {})])
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("surface", CONDITIONAL), ("tpe", CONDITIONAL), ("tpe", {}), ("sobol", CONDITIONAL), ("random", {})],
+)
 def test_resumed_study_proposes_what_an_uninterrupted_one_would(make_setup: Make, name: str, space: Any) -> None:
     whole = search(make_setup(study=study(name, 12), space=space))
     for after in (1, 8):
@@ -109,7 +112,7 @@ def test_gaussian_process_learns_resumes_and_sees_stopped_and_infeasible_trials(
     assert sum(bool(why(values)) for values in late) <= 2
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp", "random", "sobol", "grid"])
+@pytest.mark.parametrize("name", ["surface", "tpe", "gp", "random", "sobol", "grid"])
 def test_every_sampler_keeps_to_constraints_and_tries_nothing_twice(make_setup: Make, name: str) -> None:
     space = FINITE if name == "grid" else CONDITIONAL
     if name == "gp":
@@ -125,7 +128,7 @@ def test_every_sampler_keeps_to_constraints_and_tries_nothing_twice(make_setup: 
         assert all(("optim.decay_start" in values) == (values["optim.decay"] != "none") for values in found)
 
 
-@pytest.mark.parametrize("name", ["grid", "tpe", "gp", "sobol", "random"])
+@pytest.mark.parametrize("name", ["grid", "surface", "tpe", "gp", "sobol", "random"])
 def test_ends_of_a_range_survive_rounding(make_setup: Make, name: str) -> None:
     space = {  # 0.1 + 6 * 0.1 > 0.7, and (0.7 + 0.1) - 0.7 > 0.1
         "parameters": {
@@ -147,7 +150,7 @@ def test_ends_of_a_range_survive_rounding(make_setup: Make, name: str) -> None:
     assert max(values["optim.weight_decay"] for values in found) == 0.7
 
 
-@pytest.mark.parametrize("name", ["grid", "tpe", "sobol", "random"])
+@pytest.mark.parametrize("name", ["grid", "surface", "tpe", "sobol", "random"])
 def test_finite_space_ends_by_itself_when_all_was_tried(make_setup: Make, name: str) -> None:
     found = search(make_setup(study=study(name), space=FINITE))
     expected = {(batch, "none", None) for batch in (8, 16, 32)}
@@ -175,8 +178,8 @@ def test_model_takes_over_after_the_start(make_setup: Make) -> None:
     assert sum(score(values) > -0.5 for values in found[20:]) >= 10  # 5 by chance
 
 
-def test_model_sees_every_end_for_what_it_was(make_setup: Make) -> None:
-    setup = make_setup(study=study("tpe", 5, num_startup_trials=1, scheduler={"grace_pairs": 10, "lottery": 0}))
+def test_model_sees_every_end_for_what_it_was(make_setup: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup(study=study("tpe", 5, num_startup_trials=1, scheduler={"name": "median", "grace_pairs": 10}))
     with StudyDirectory(setup) as directory:
         ledger = Ledger(directory, lambda event: None)
         for number, quality in enumerate((0.5, 0.1)):
@@ -189,13 +192,97 @@ def test_model_sees_every_end_for_what_it_was(make_setup: Make) -> None:
         ledger.infeasible(2, "diverged: loss")
         ledger.next_trial()
         ledger.fail(3, "its process was killed")
-        assert ledger.next_trial() is not None
-        seen = [t for t in ledger._sampler._memory.trials if t.state != TrialState.FAIL]
-    assert [(t.state, t.value, t.intermediate_values, t.constraints) for t in seen] == [
+        seen = seen_by_the_model(ledger, monkeypatch)
+    assert seen == [
         (TrialState.COMPLETE, 0.6, {10: 0.5, 90: 0.6}, {}),
         (TrialState.PRUNED, 0.1, {10: 0.1}, {}),
         (TrialState.PRUNED, None, {}, {"diverged": 1.0}),
     ]
+
+
+def seen_by_the_model(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Trials in the study of the model that is asked for the next one."""
+    studies, create_study = [], optuna.create_study
+
+    def remember(**arguments: Any) -> optuna.Study:
+        studies.append(create_study(**arguments))
+        return studies[-1]
+
+    monkeypatch.setattr(optuna, "create_study", remember)
+    assert ledger.next_trial() is not None
+    monkeypatch.undo()
+    trials = [trial for trial in studies[-1].trials if trial.state != TrialState.FAIL]  # what it was asked itself
+    return [(t.state, t.value, t.intermediate_values, t.constraints) for t in trials]
+
+
+def test_model_sees_trials_that_wait_as_stopped(make_setup: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup(study=study("tpe", 8, num_startup_trials=1, scheduler={"grace_pairs": 10, "lottery": 0}))
+    with StudyDirectory(setup) as directory:
+        ledger = Ledger(directory, lambda event: None)
+        for number, quality in enumerate((0.5, 0.1)):
+            ledger.next_trial()
+            assert ledger.report(number, {"pairs_seen": 10, "val/auc@5": quality}).waits
+            ledger.finish(number)
+        waiting = [(TrialState.PRUNED, None, {10: quality}, {}) for quality in (0.5, 0.1)]
+        assert seen_by_the_model(ledger, monkeypatch) == waiting
+        assert ledger.report(2, {"pairs_seen": 10, "val/auc@5": 0.2}).waits
+        ledger.finish(2)
+        resumed = ledger.next_trial()
+        assert resumed is not None and resumed.number == 0
+        running = (TrialState.RUNNING, None, {}, {})
+        others = [(TrialState.PRUNED, None, {10: quality}, {}) for quality in (0.1, 0.2)]
+        assert seen_by_the_model(ledger, monkeypatch) == [*others, running]
+        ledger.report(0, {"pairs_seen": 90, "val/auc@5": 0.6})
+        ledger.finish(0)
+        seen = seen_by_the_model(ledger, monkeypatch)
+    assert seen == [(TrialState.COMPLETE, 0.6, {10: 0.5, 90: 0.6}, {}), *others, running]
+
+
+def test_surface_moves_towards_the_best_and_away_from_what_is_infeasible(make_setup: Make) -> None:
+    def why(values: Mapping[str, Any]) -> str:  # half of the best ones, and whatever is beyond
+        return "diverged: loss" if values["optim.lr"] > 1e-2 else ""
+
+    setup = make_setup(study=study("surface", 30, num_startup_trials=8))
+    found = search(setup, why_infeasible=why)
+    with StudyDirectory(setup) as directory:
+        from_sobol = [SOBOL in trial.user_attrs for trial in directory.journal.get_trials()]
+    assert from_sobol == [False] + [True] * 7 + [False] * 22
+    late = found[15:]
+    assert sum(bool(why(values)) for values in late) <= 2  # 4 by chance, and the edge is the best place
+    assert sum(score(values) > -0.75 and not why(values) for values in late) >= 8  # 3 by chance
+
+
+def test_surface_orders_trials_at_a_rung_by_what_it_expects_them_to_become(make_setup: Make) -> None:
+    def crossing(values: Mapping[str, Any], pairs_seen: int) -> float:  # large learning rates begin badly
+        return (math.log10(values["optim.lr"]) + 3) * (pairs_seen - 30) / 300
+
+    orders = {}
+    for name in ("surface", "sobol"):
+        scheduler = {"grace_pairs": 10, "lottery": 1.0}  # at the end, all go on
+        with StudyDirectory(make_setup(study=study(name, 12, 12, scheduler=scheduler))) as directory:
+            ledger = Ledger(directory, lambda event: None)
+            while (proposal := ledger.next_trial()) is not None:
+                for pairs_seen in (10, 30, 90):
+                    quality = crossing(proposal.values, pairs_seen)
+                    if ledger.report(proposal.number, {"pairs_seen": pairs_seen, "val/auc@5": quality}).stop:
+                        break
+                ledger.finish(proposal.number)
+            records = directory.records()
+            early = {record.number: record.scores[10] for record in records}
+            ranks = ledger._sampler.ranking()(10, early)
+            orders[name] = sorted(ranks, key=lambda number: -ranks[number])
+            by_lr = sorted(early, key=lambda number: -records[number].values["optim.lr"])
+    assert orders["surface"][:4] == by_lr[:4] and orders["surface"][-4:] == by_lr[-4:]
+    assert orders["sobol"] == by_lr[::-1]
+
+
+def test_surface_that_knows_too_little_leaves_the_scores_as_they_are(make_setup: Make) -> None:
+    with StudyDirectory(make_setup(study=study("surface", 12))) as directory:
+        ledger = Ledger(directory, lambda event: None)
+        for number in range(3):
+            ledger.next_trial()
+            ledger.report(number, {"pairs_seen": 10, "val/auc@5": number / 10})
+        assert ledger._sampler.ranking()(10, {0: 0.0, 1: 0.1}) == {0: 0.0, 1: 0.1}
 
 
 def test_trials_that_run_at_the_same_time_are_kept_apart(make_setup: Make) -> None:
