@@ -113,14 +113,14 @@ def test_everything_is_printed(measured, capsys):
     found, loaded, _ = measured("study.budget=6trials", "study.scheduler.name=none", "study.confirm.enabled=false")
     text = printed(capsys, plan_table(found.plan, "plan"), *plan_lines(found, loaded), headline(found.plan))
     for part in (
-        "that reach all 2,560 pairs",
+        "that reach all 2,048 pairs",
         "confirmation",
         "B k",
         "t = ",
         "B = 32, k = 256: 3.91 pairs/s a worker",
         "4 trial(s) at a time",
         "features: not made yet",
-        "expected: 6 trials, 15,360 pairs, 23 min, ",
+        "expected: 6 trials, 12,288 pairs, 18 min, ",
     ):
         assert part in text
     assert "never sampled" not in text and "GPU-hours" not in text
