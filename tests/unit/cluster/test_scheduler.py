@@ -30,12 +30,13 @@ SPACE = {"parameters": {"optim.lr": {"type": "float", "low": 1e-5, "high": 1e-1,
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Iterator[SimpleNamespace]:
+def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
+    """Parts of a study with the scheduler that a test asks for."""
     setup = StudySetup(
         study=build(
             StudyConfig,
             {"name": "s", "dir": str(tmp_path), "budget": "4trials", "objective": "val/auc@5"}
-            | {"scheduler": {"grace_pairs": 10}},
+            | {"scheduler": {"grace_pairs": 10, "name": getattr(request, "param", "asha"), "lottery": 0}},
         ),
         space=SearchSpace.parse(SPACE, "test"),
         run=build(RunConfig, {"train": {"num_pairs": 90, "report_every": 10}}),
@@ -72,6 +73,7 @@ def test_suggestion_has_dotted_paths_number_and_directory(parts: SimpleNamespace
     assert parts.search.suggest("e") == Searcher.FINISHED
 
 
+@pytest.mark.parametrize("parts", ["median"], indirect=True)
 def test_stopped_trial_is_told_as_pruned(parts: SimpleNamespace) -> None:
     first, second = suggest(parts, "a"), suggest(parts, "b")
     assert report(parts, first, 10, 0.5) == TrialScheduler.CONTINUE
@@ -83,6 +85,23 @@ def test_stopped_trial_is_told_as_pruned(parts: SimpleNamespace) -> None:
     records = parts.directory.records()
     assert [r.state for r in records] == ["complete", "stopped"]
     assert records[0].metrics == {"pairs_seen": 90, "val/auc@5": 0.6}
+
+
+def test_trial_that_waits_is_handed_out_again(parts: SimpleNamespace) -> None:
+    trials = [suggest(parts, name) for name in "abcd"]
+    for name, trial, score in zip("abc", trials, (0.1, 0.4, 0.2), strict=False):
+        assert report(parts, trial, 10, score) == TrialScheduler.STOP
+        parts.search.on_trial_complete(name, {"objective": score})
+    again = suggest(parts, "e")
+    assert again.config == trials[1].config  # the best of three
+    assert [record.state for record in parts.directory.records()] == ["waiting", "running", "waiting", "running"]
+    assert report(parts, again, 90, 0.5) == TrialScheduler.CONTINUE
+    parts.search.on_trial_complete("e", {"objective": 0.5})
+    assert suggest(parts, "f").config == trials[0].config  # nothing is new, so the baseline goes on
+    assert parts.search.suggest("g") is None  # the other one may go on, when the last has reported
+    assert report(parts, trials[3], 10, 0.05) == TrialScheduler.STOP
+    parts.search.on_trial_complete("d", {"objective": 0.05})
+    assert suggest(parts, "h").config == trials[2].config  # one of the best two of four
 
 
 def test_record_has_what_tells_of_the_run(parts: SimpleNamespace) -> None:
