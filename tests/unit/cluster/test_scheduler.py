@@ -88,19 +88,20 @@ def test_stopped_trial_is_told_as_pruned(parts: SimpleNamespace) -> None:
 
 
 def test_trial_that_waits_is_handed_out_again(parts: SimpleNamespace) -> None:
-    trials = [suggest(parts, name) for name in "abcd"]
-    for name, trial, score in zip("abc", trials, (0.1, 0.4, 0.2), strict=False):
+    trials = [suggest(parts, name) for name in "abc"]
+    for name, trial, score in zip("abc", trials, (0.1, 0.4, 0.2), strict=True):
         assert report(parts, trial, 10, score) == TrialScheduler.STOP
         parts.search.on_trial_complete(name, {"objective": score})
-    again = suggest(parts, "e")
+    again = suggest(parts, "d")
     assert again.config == trials[1].config  # the best of three
+    last = suggest(parts, "e")
     assert [record.state for record in parts.directory.records()] == ["waiting", "running", "waiting", "running"]
     assert report(parts, again, 90, 0.5) == TrialScheduler.CONTINUE
-    parts.search.on_trial_complete("e", {"objective": 0.5})
+    parts.search.on_trial_complete("d", {"objective": 0.5})
     assert suggest(parts, "f").config == trials[0].config  # nothing is new, so the baseline goes on
     assert parts.search.suggest("g") is None  # the other one may go on, when the last has reported
-    assert report(parts, trials[3], 10, 0.05) == TrialScheduler.STOP
-    parts.search.on_trial_complete("d", {"objective": 0.05})
+    assert report(parts, last, 10, 0.05) == TrialScheduler.STOP
+    parts.search.on_trial_complete("e", {"objective": 0.05})
     assert suggest(parts, "h").config == trials[2].config  # one of the best two of four
 
 
