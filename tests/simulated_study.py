@@ -46,7 +46,7 @@ def simulate(folder: Path, num_trials: int = 32, space: dict[str, Any] | None = 
             "budget": [f"{num_trials}trials"],
             "objective": "val/auc@5",
             "sampler": {"name": "random", "seed": seed},
-            "scheduler": {"grace_pairs": REPORT_EVERY, "lottery": 0.25},
+            "scheduler": {"name": "median", "grace_pairs": REPORT_EVERY, "lottery": 0.25},
         },
     )
     run = build(RunConfig, {"train": {"num_pairs": NUM_PAIRS, "report_every": REPORT_EVERY}})

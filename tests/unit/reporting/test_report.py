@@ -122,7 +122,7 @@ def test_a_confirmation_decides_the_verdict(study: Path) -> None:
 
 def confirmed(folder: Path, *, flat: bool) -> tuple[Path, ConfirmationResult]:
     """A study that the real ledger has searched and the real confirmation has confirmed."""
-    surface = Surface(4 if flat else 3, flat=flat)
+    surface = Surface(10 if flat else 3, flat=flat)
     with StudyDirectory(searches.make_setup(folder, surface.seed, budget=("24trials",))) as directory:
         searches.run_raylg(directory, surface)
         return directory.path, searches.confirm(directory, surface)
