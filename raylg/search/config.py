@@ -39,7 +39,7 @@ class SchedulerConfig:
     grace_pairs: int = 10_000
     """No trial is stopped before it has seen this many pairs; the first rung."""
     reduction_factor: int = 3
-    """Rungs lie at grace_pairs * factor^k; about one trial in `factor` passes each, more where later ones are better."""
+    """Rungs lie at grace_pairs * factor^k; about one trial in `factor` passes each, more while trials get better."""
     lottery: float = 0.1
     """Share of the trials to be stopped that go on to the full budget all the same, drawn at random: only they tell
     what stopping costs. With asha and a number of trials as the budget, they go on when the last trial has begun."""

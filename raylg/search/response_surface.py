@@ -60,7 +60,7 @@ class Encoder:
         Returns:
             float64 [N, D].
         """
-        return np.array([[x for p in self._parameters for x in _columns(p, each)] for each in params], dtype=float)
+        return np.concatenate([_columns(p, [each.get(p.name) for each in params]) for p in self._parameters], axis=1)
 
     def terms(self, columns: Array, lateness: Array) -> Array:
         """What the surface is a sum of: a quadratic in the columns, and how it changes with the share of the budget.
@@ -178,18 +178,24 @@ def _is_ordered(parameter: Parameter) -> bool:
     )
 
 
-def _columns(parameter: Parameter, params: Mapping[str, Value]) -> list[float]:
-    """Of one parameter of a configuration."""
+def _columns(parameter: Parameter, values: Sequence[Value]) -> Array:
+    """Of one parameter, [N, 1], or [N, C] of a choice that has no order.
+
+    Args:
+        parameter: any.
+        values: [N], None where a configuration does not have it.
+    """
     if not _is_ordered(parameter):
-        return [float(parameter.name in params and params[parameter.name] == value) for value in parameter.values]
-    value = params.get(parameter.name)
-    if not isinstance(value, int | float):
-        return [0.0]
+        return np.array(
+            [[type(value) is type(each) and value == each for each in parameter.values] for value in values], float
+        )
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
     if parameter.type == "choice":
         sizes = sorted(float(each) for each in parameter.values if isinstance(each, int | float))
-        place = float(np.interp(value, sizes, np.arange(len(sizes))))
-        return [2 * place / (len(sizes) - 1) - 1 if len(sizes) > 1 else 0.0]
-    low, high, at = float(parameter.low), float(parameter.high), float(value)
-    if parameter.log:
-        low, high, at = math.log(low), math.log(high), math.log(at)
-    return [2 * (at - low) / (high - low) - 1]
+        low, high, numbers = 0.0, float(len(sizes) - 1), np.interp(numbers, sizes, np.arange(len(sizes)))
+    else:
+        low, high = float(parameter.low), float(parameter.high)
+        if parameter.log:
+            low, high, numbers = math.log(low), math.log(high), np.log(numbers)
+    columns = 2 * (numbers - low) / (high - low) - 1 if high > low else np.zeros_like(numbers)
+    return np.nan_to_num(columns)[:, None]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -273,7 +273,7 @@ class Rungs:
         if self._path is None:
             return
         stored = {
-            rung: {number: asdict(passage) for number, passage in passages.items()}
+            rung: {number: vars(passage) for number, passage in passages.items()}
             for rung, passages in self._passages.items()
         }
         write_text_atomically(self._path, json.dumps(stored))

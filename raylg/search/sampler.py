@@ -81,6 +81,7 @@ class Sampler:
         self._distributions = distributions(self._space)
         self._observed: dict[int, FrozenTrial] = {}
         self._tried: set[str] = set()
+        self._num_seen = 0
         self._encoder = Encoder(self._space.parameters)
         self._num_pairs, report_every = setup.run.train.num_pairs, setup.run.train.report_every
         self._rungs = milestones(setup.study.scheduler, num_pairs=self._num_pairs, report_every=report_every)
@@ -218,10 +219,13 @@ class Sampler:
             study.tell(candidate.number, state=TrialState.FAIL)  # models overlook failed trials
             yield _Candidate(params=params, values=values)
 
-    def _observe(self, trials: Iterable[FrozenTrial]) -> None:
+    def _observe(self, trials: Sequence[FrozenTrial]) -> None:
         """Take trials that have ended, and those that wait at a rung as if they had been stopped there."""
+        self._tried.update(_key(trial.user_attrs[VALUES]) for trial in trials[self._num_seen :])
+        self._num_seen = len(trials)
+        if self._config.name not in _MAX_MODEL_REJECTIONS:
+            return
         for trial in trials:
-            self._tried.add(_key(trial.user_attrs[VALUES]))
             waits = bool(trial.user_attrs.get(WAITS))
             if trial.state.is_finished() and trial.number not in self._ended:
                 self._ended.add(trial.number)
