@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def _work(config: dict[str, Any], job: Job) -> None:
         world = World(rank=rank, size=context.get_world_size(), device=get_device())
         reporter = worker.StudyReporter(job, config[NUMBER], rank, lambda values: ray.train.report({**values, **extra}))
         try:
-            worker.run_to_end(job, worker.trial_config(job, values_of(config)), world, reporter, workdir)
+            with worker.alone_in(workdir) if rank == 0 else nullcontext():
+                worker.run_to_end(job, worker.trial_config(job, values_of(config)), world, reporter, workdir)
         except RaylgError as error:
             _LOG.error("%s: %s", type(error).__name__, error)
             worker.write_outcome(workdir, worker.outcome_of(error))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ INFEASIBLE, FATAL = "infeasible", "fatal"
 """Ends that are no crash: of this trial, and of the whole study because every trial would end alike."""
 
 _OUTCOME = "outcome.json"
+_PATIENCE_S = 60.0
+"""For an earlier worker of a trial to be gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,29 @@ def read_outcome(workdir: Path) -> dict[str, str] | None:
 def clear_outcome(workdir: Path) -> None:
     """Forget how an earlier attempt ended."""
     (workdir / _OUTCOME).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Wait until an earlier worker of this trial is gone.
+
+    Workers of a trial that waits at a rung train on for a few seconds before they are ended, and the trial may be let
+    on by then. File systems without locks go unguarded.
+    """
+    directory = os.open(workdir, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(directory)
 
 
 @contextmanager

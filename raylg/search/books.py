@@ -62,7 +62,7 @@ class Books(Protocol):
         ...
 
     def finish(self, number: int) -> None:
-        """The run has ended by itself or was stopped."""
+        """The run has ended by itself, was stopped, or has given its worker back."""
         ...
 
     def infeasible(self, number: int, reason: str) -> None:

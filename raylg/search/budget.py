@@ -24,6 +24,11 @@ class Limits:
     trials: int | None = None
     """Configurations tried, the baseline included; confirmation does not count."""
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether nobody knows beforehand which trial is the last to begin."""
+        return self.seconds is not None or self.gpu_hours is not None
+
     def exceed(self, others: Mapping[str, float | None]) -> bool:
         """Whether one of these limits is beyond that of `others`, by their names; what those lack is not compared."""
         mine: dict[str, float | None] = {**asdict(self)}

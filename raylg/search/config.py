@@ -30,7 +30,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """Who stops a trial early."""
+    """Who goes on and who is stopped early."""
 
     name: Literal["asha", "hyperband", "median", "none"] = "asha"
     """asha: asynchronous successive halving, in which trials wait at rungs and the best go on; hyperband: several of
@@ -42,7 +42,7 @@ class SchedulerConfig:
     """Rungs lie at grace_pairs * factor^k; about one trial in `factor` passes each, more while trials get better."""
     lottery: float = 0.1
     """Share of the trials to be stopped that go on to the full budget all the same, drawn at random: only they tell
-    what stopping costs. With asha and a number of trials as the budget, they go on when the last trial has begun."""
+    what stopping costs. With asha and no limit of time, they go on when the last trial has begun."""
 
     def __post_init__(self) -> None:
         check(self.grace_pairs >= 1, "grace_pairs", self.grace_pairs, "at least 1")
@@ -85,7 +85,7 @@ class StudyConfig:
     """Folder that holds studies."""
     budget: tuple[str, ...] = ("32trials",)
     """30min, 12h, 200gpuh or 64trials (the baseline, trial 0, counts), or several, of which the first reached ends the
-    search. May grow when a study is resumed."""
+    search. May grow when a study is resumed; trials that have ended do not go on then."""
     objective: str | None = None
     """Metric that is maximised: AUC on the validation pairs of the data set, of poses (val/auc@5) or for photographs of
     homographies (val/corner_auc@3), or on a benchmark (megadepth1500/auc@5), which is then scored at each report. null

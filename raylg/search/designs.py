@@ -37,7 +37,7 @@ def check_sampler(config: SamplerConfig, space: SearchSpace) -> None:
     if config.name == "gp":
         problems = [
             f"{p.path} has a condition (when: {p.when.text}), and a Gaussian process needs every parameter in every "
-            "trial; drop the condition, or take tpe"
+            "trial; drop the condition, or take surface"
             for p in space.parameters
             if p.when
         ]

@@ -228,7 +228,7 @@ class _Search:
         if not waiting:
             return None
         if at_end not in self._choices:
-            draws = self._game.study.limits.trials is None
+            draws = self._game.study.limits.is_timed
             self._choices[at_end] = self._rungs.choose(waiting, at_end=at_end, draws=draws)
         return self._choices[at_end]
 

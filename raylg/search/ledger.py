@@ -76,8 +76,7 @@ class Ledger:
         """Live trials that were told to wait."""
         self._waiting: set[int] = set()
         """Trials that wait at a rung; they are neither live nor ended."""
-        self._closed = False
-        self._exhausted = False
+        self._closed = self._exhausted = False
         self._resumable = self._settle_interrupted()
         self._end_by_budget()
 
@@ -92,8 +91,9 @@ class Ledger:
 
     @property
     def may_follow(self) -> bool:
-        """Whether a trial that waits may go on when one that is running has come further."""
-        return bool(self._live and self._waiting) and not self._closed
+        """Whether a trial may go on from a rung when one that is running has come further."""
+        come = [self._live.record(number).pairs_seen for number in self._live]
+        return not self._closed and bool(come) and (bool(self._waiting) or min(come) < self.rungs.last_wait)
 
     def next_trial(self) -> Proposal | None:
         """The next trial to run: interrupted ones first, then those that a rung lets go on, then new ones.
@@ -186,6 +186,9 @@ class Ledger:
     def fail(self, number: int, reason: str) -> None:
         """The trial has crashed more often than allowed."""
         if number in self._live and not self._closed:
+            if number in self._pausing:  # it takes no place at its rung
+                self._pausing.discard(number)
+                self.rungs.end(number)
             self._live.tell(number, TrialState.FAIL, reason)
 
     def close(self) -> None:
@@ -254,7 +257,7 @@ class Ledger:
         """Of the trials that wait, the one that goes on next."""
         if not self._waiting:
             return None
-        draws = self._setup.study.limits.trials is None  # else they go on when the last trial has begun
+        draws = self._setup.study.limits.is_timed
         return self.rungs.choose(self._waiting, at_end=self._is_at_end, draws=draws, ranking=self._sampler.ranking())
 
     def _let_on(self, choice: Choice) -> None:
@@ -269,18 +272,18 @@ class Ledger:
             return Decision()
         decision = self._pass_rung(number, pairs_seen, score)
         used_up = self._used_up() if number != _BASELINE else ""
-        if decision.waits and not used_up:
+        if decision.waits and used_up:
+            return Decision(stop=True, reason=self.rungs.end(number, used_up))
+        if decision.waits:
             self._waiting.add(number)
             choice = self._choose()
             self._waiting.discard(number)
-            if choice is not None and choice.number == number:  # it need not give its worker back
-                self._let_on(choice)
-                return Decision()
-        if decision.waits:
-            self._pausing.add(number)
-        elif used_up and not decision.stop:
-            return Decision(stop=True, reason=used_up)
-        return decision
+            if choice is None or choice.number != number:
+                self._pausing.add(number)
+                return decision
+            self._let_on(choice)  # it need not give its worker back
+            return Decision()
+        return Decision(stop=True, reason=used_up) if used_up and not decision.stop else decision
 
     def _pass_rung(self, number: int, pairs_seen: int, score: float) -> Decision:
         decision = self.rungs.decide(number, pairs_seen, score)
@@ -311,7 +314,7 @@ class Ledger:
             self._live.tell(number, TrialState.PRUNED, used_up)
         baseline = self._waiting & {_BASELINE}
         self._waiting -= baseline
-        self._end_waiting(f"{used_up[:-8]} was used up")
+        self._end_waiting(used_up)
         self._waiting |= baseline
 
     def _settle_interrupted(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from optuna.trial import Trial, TrialState
 
@@ -33,6 +33,9 @@ class LiveTrials:
 
     def __contains__(self, number: int) -> bool:
         return number in self._trials
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._trials)
 
     def __getitem__(self, number: int) -> Trial:
         return self._trials[number]

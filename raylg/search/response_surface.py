@@ -25,6 +25,7 @@ from raylg.search.parameter import Parameter, Value
 
 Array = NDArray[np.float64]
 
+_ABSENT: object = ...
 _FEWEST = 6
 """Scores, below which nothing is said."""
 _PRIOR_WIDTHS = (0.3, 1.0, 3.0)
@@ -60,7 +61,9 @@ class Encoder:
         Returns:
             float64 [N, D].
         """
-        return np.concatenate([_columns(p, [each.get(p.name) for each in params]) for p in self._parameters], axis=1)
+        return np.concatenate(
+            [_columns(p, [each.get(p.name, _ABSENT) for each in params]) for p in self._parameters], axis=1
+        )
 
     def terms(self, columns: Array, lateness: Array) -> Array:
         """What the surface is a sum of: a quadratic in the columns, and how it changes with the share of the budget.
@@ -178,18 +181,18 @@ def _is_ordered(parameter: Parameter) -> bool:
     )
 
 
-def _columns(parameter: Parameter, values: Sequence[Value]) -> Array:
+def _columns(parameter: Parameter, values: Sequence[object]) -> Array:
     """Of one parameter, [N, 1], or [N, C] of a choice that has no order.
 
     Args:
         parameter: any.
-        values: [N], None where a configuration does not have it.
+        values: [N], `_ABSENT` where a configuration does not have it.
     """
     if not _is_ordered(parameter):
         return np.array(
             [[type(value) is type(each) and value == each for each in parameter.values] for value in values], float
         )
-    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+    numbers = np.array([np.nan if value is _ABSENT else value for value in values], dtype=float)
     if parameter.type == "choice":
         sizes = sorted(float(each) for each in parameter.values if isinstance(each, int | float))
         low, high, numbers = 0.0, float(len(sizes) - 1), np.interp(numbers, sizes, np.arange(len(sizes)))

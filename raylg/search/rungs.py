@@ -1,4 +1,4 @@
-"""Who is stopped early, by rungs counted in training pairs, with a memory that survives any crash.
+"""Who goes on and who is stopped early, by rungs counted in training pairs, with a memory that survives any crash.
 
 Two kinds of rules. ASHA promotes: a trial that reaches a rung waits there, and whenever a worker is free, the best one
 that waits goes on if it is among the best 1/factor of its rung, highest rungs first (Li et al., "A System for Massively
@@ -139,7 +139,7 @@ class Rungs:
     def decide(self, number: int, pairs_seen: int, score: float) -> Decision:
         """Record a trial at the highest rung it has reached and say whether it goes on.
 
-        A trial that reports again at a rung (because it was continued from a checkpoint) gets the same answer again.
+        A trial that reports again at a rung (because it was continued from a checkpoint) is not recorded again.
         Rules that stop never stop the baseline: everything is compared with it at full budget.
         """
         skipped = self._bracket(number)
@@ -160,6 +160,11 @@ class Rungs:
         """Whether trials wait at rungs."""
         return self._config.name == "asha"
 
+    @property
+    def last_wait(self) -> int:
+        """The last rung at which trials wait, in pairs seen; 0 where they never do."""
+        return self.milestones[-1] if self.promotes and self.milestones else 0
+
     def choose(
         self, waiting: Collection[int], *, at_end: bool, draws: bool = False, ranking: Ranking = by_score
     ) -> Choice | None:
@@ -169,22 +174,27 @@ class Rungs:
             waiting: numbers of the trials that can go on.
             at_end: no new trial will come. Then the best 1/factor of a rung are rounded up, and when none of them waits
                 any more, the baseline goes on, with which all are compared, and after it those drawn by lottery.
-            draws: those drawn by lottery do not wait for the end.
+            draws: those drawn by lottery do not wait for the end, but until they are known not to be among the best.
             ranking: of the trials at a rung.
         """
+        factor, outside = self._config.reduction_factor, set[int]()
         for rung in reversed(self.milestones):
             here = {n: p for n, p in self._passages[rung].items() if not self._is_lucky(n, rung)}
             if not any(number in waiting and not passage.goes_on for number, passage in here.items()):
                 continue
-            num_places = (len(here) + at_end * (self._config.reduction_factor - 1)) // self._config.reduction_factor
-            among = {n: p.score for n, p in here.items() if not p.reason}  # some may have ended in an earlier session
+            # Those that an earlier session has ended take no place, but count: they have had their chance.
+            among = {number: passage.score for number, passage in here.items() if not passage.reason}
             ranks = ranking(rung, among)
-            for number in sorted(among, key=lambda n: (-ranks[n], n))[:num_places]:
+            order = sorted(among, key=lambda number: (-ranks[number], number))
+            rounded_up = -(-len(here) // factor)
+            for number in order[: rounded_up if at_end else len(here) // factor]:
                 if number in waiting and not here[number].goes_on:
                     return Choice(number)
+            if at_end or (draws and len(here) >= factor):
+                outside.update(number for number in order[rounded_up:] if not here[number].goes_on)
         if at_end and _BASELINE in waiting:
             return Choice(_BASELINE)
-        drawn = [number for number in waiting if (at_end or draws) and self._is_drawn(number) and number != _BASELINE]
+        drawn = [number for number in outside & set(waiting) - {_BASELINE} if self._is_drawn(number)]
         return Choice(min(drawn), by_lottery=True) if drawn else None
 
     def let_on(self, choice: Choice) -> str:
@@ -209,7 +219,7 @@ class Rungs:
 
     def _why_ended(self, number: int, used_up: str = "") -> str:
         rung = self._last_rung(number)
-        why = f"waiting when {used_up}" if used_up else f"not among {self._best_share}"
+        why = used_up if used_up else f"not among {self._best_share}"
         return f"rung {rung}: {self._passages[rung][number].score:.4g}, {why}"
 
     def _last_rung(self, number: int) -> int:

@@ -219,7 +219,7 @@ def test_a_waiting_trial_may_follow_one_that_runs(make_setup: Make) -> None:
         running = [take(ledger), take(ledger)]
         assert ledger.may_follow
         assert take(ledger) == 0  # no new trial will come, and it is the only one at its rung
-        assert not ledger.may_follow
+        assert ledger.may_follow  # nobody waits, but those that run may come to wait
         assert report(ledger, running[0], 10, 0.4) == WAITS
         ledger.finish(running[0])
         assert ledger.next_trial() is None and ledger.may_follow
@@ -292,13 +292,14 @@ def test_used_up_budget_ends_those_that_wait_but_not_the_baseline(make_setup: Ma
             assert report(ledger, number, 10, score) == WAITS
             ledger.finish(number)
         clock.now = 60
-        assert report(ledger, running, 10, 0.9) == WAITS  # the best, but too late
+        late = "rung 10: 0.9, budget 1min used up"
+        assert report(ledger, running, 10, 0.9) == Decision(stop=True, reason=late)  # the best, but too late
         ledger.finish(running)
         assert set(drive(ledger, by_number)) == {baseline}
         records = directory.records()
     assert [record.state for record in records] == ["complete", "stopped", "stopped"]
-    assert records[waiting].reason == "rung 10: 0.6, waiting when budget 1min was used up"
-    assert records[running].reason == "rung 10: 0.9, waiting when budget 1min was used up"
+    assert records[waiting].reason == "rung 10: 0.6, budget 1min used up"
+    assert records[running].reason == late
 
 
 def test_drawn_trials_go_on_at_the_end_and_say_so(make_setup: Make) -> None:
@@ -319,12 +320,15 @@ def test_drawn_trials_go_on_at_the_end_and_say_so(make_setup: Make) -> None:
 def test_drawn_trials_go_on_at_once_where_nobody_knows_the_end(make_setup: Make) -> None:
     with StudyDirectory(make_setup(study=study("10h", lottery=1.0))) as directory:
         ledger = ledger_of(directory)
-        wait(ledger, 0.5)
+        wait(ledger, 0.5, 0.4)
         number = take(ledger)
-        assert report(ledger, number, 10, 0.1) == Decision()
-        assert ledger.record(number).lottery == "rung 10: 0.1, not among the best third"
-        assert report(ledger, number, 30, 0.1) == Decision()
-        assert ledger.record(0).state == "waiting"
+        assert report(ledger, number, 10, 0.1) == WAITS  # the best of three, which is the baseline, goes first
+        ledger.finish(number)
+        assert take(ledger) == 0
+        assert take(ledger) == 1
+        assert ledger.record(1).lottery == "rung 10: 0.4, not among the best third"
+        assert report(ledger, 1, 30, 0.1) == Decision()
+        assert ledger.record(number).state == "waiting"
 
 
 def test_a_trial_that_lost_its_process_when_told_to_wait_can_still_complete(make_setup: Make) -> None:

@@ -261,12 +261,15 @@ def test_a_baseline_that_is_good_enough_does_not_wait_for_the_end(tmp_path: Path
 def test_draws_need_not_wait_for_the_end(tmp_path: Path) -> None:
     asha = rungs(tmp_path, replace(ASHA, lottery=1.0))
     arrive(asha, 10, {0: 0.2, 2: 0.1})
-    assert asha.choose({0, 2}, at_end=False) is None
-    assert asha.choose({0, 2}, at_end=False, draws=True) == Choice(2, by_lottery=True)
-    assert asha.choose({0}, at_end=False, draws=True) is None  # the baseline is in no lottery
+    assert asha.choose({0, 2}, at_end=False, draws=True) is None  # nobody knows yet who is good enough
     arrive(asha, 10, {3: 0.15})
-    assert asha.choose({2, 3}, at_end=False, draws=True) == Choice(2, by_lottery=True)
     assert take(asha, {0, 2, 3}, at_end=False, draws=True) == Choice(0)  # good enough, before all lots
+    assert asha.choose({2, 3}, at_end=False) is None
+    assert asha.choose({2, 3}, at_end=False, draws=True) == Choice(2, by_lottery=True)
+    arrive(asha, 10, {4: 0.3})
+    assert take(asha, {2, 4}, at_end=False, draws=True) == Choice(4)
+    arrive(asha, 10, {5: 0.25})  # one of the best two of five, rounded up, were it not for 0
+    assert asha.choose({5}, at_end=False, draws=True) is None
 
 
 def test_lucky_trials_wait_no_more_and_take_no_place_at_higher_rungs(tmp_path: Path) -> None:
@@ -290,10 +293,10 @@ def test_lucky_trials_wait_no_more_and_take_no_place_at_higher_rungs(tmp_path: P
 def test_those_that_ended_in_an_earlier_session_count_but_take_no_place(tmp_path: Path) -> None:
     first = rungs(tmp_path)
     arrive(first, 10, {1: 0.9, 2: 0.8, 3: 0.1})
-    assert first.end(1, "the budget 1h was used up") == "rung 10: 0.9, waiting when the budget 1h was used up"
+    assert first.end(1, "budget 1h used up") == "rung 10: 0.9, budget 1h used up"
     assert first.end(2) == "rung 10: 0.8, not among the best third"
     asha = rungs(tmp_path)
-    assert asha.decide(1, 10, 0.9) == Decision(stop=True, reason="rung 10: 0.9, waiting when the budget 1h was used up")
+    assert asha.decide(1, 10, 0.9) == Decision(stop=True, reason="rung 10: 0.9, budget 1h used up")
     arrive(asha, 10, {4: 0.2})
     assert asha.choose({3, 4}, at_end=False) == Choice(4)
 
