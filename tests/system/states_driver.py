@@ -68,7 +68,7 @@ def main() -> None:
         "dir": str(arguments.folder),
         "budget": arguments.budget,
         "objective": "val/auc@5",
-        "scheduler": {"name": arguments.scheduler, "grace_pairs": 10, "reduction_factor": 3, "lottery": 0.2},
+        "scheduler": {"name": arguments.scheduler, "grace_pairs": 10, "reduction_factor": 3, "lottery": 0.3},
         "confirm": {"enabled": False},
     }
     space = SearchSpace.parse(SPACE, "test")

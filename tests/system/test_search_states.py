@@ -106,7 +106,7 @@ def test_states_are_true_and_stopped_trials_leave_nothing(
     for trial in trials:
         check_trial(trial, folder, rungs)
     stopped = sum(trial.state == TrialState.PRUNED for trial in trials)
-    assert stopped >= 2
+    assert stopped >= 1
     assert sum(bool(read_record(trial).lottery) for trial in trials) >= num_lucky
 
     held = json.loads((folder / "held.json").read_text())
