@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--executor", choices=("inline", "ray_train"), required=True)
     parser.add_argument("--dashboard", choices=("on", "killed"), required=True)
     parser.add_argument("--scheduler", default="asha")
+    parser.add_argument("--lottery", type=float, default=0.0)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     scale = {"num_workers": 1, "executor": arguments.executor}
@@ -68,7 +69,12 @@ def main() -> None:
         "dir": str(arguments.folder),
         "budget": arguments.budget,
         "objective": "val/auc@5",
-        "scheduler": {"name": arguments.scheduler, "grace_pairs": 10, "reduction_factor": 3, "lottery": 0.3},
+        "scheduler": {
+            "name": arguments.scheduler,
+            "grace_pairs": 10,
+            "reduction_factor": 3,
+            "lottery": arguments.lottery,
+        },
         "confirm": {"enabled": False},
     }
     space = SearchSpace.parse(SPACE, "test")
